@@ -1,0 +1,116 @@
+"""The threshold and its promise: split-conformal p-values from normal images only, no defect needed.
+
+If a new normal image is exchangeable with the ``n`` calibration images, which no other part of the fit has seen, it is
+called anomalous with probability at most ``a`` (Vovk et al. 2005; Lei et al. 2018). Groups get their own threshold where
+they are large enough to promise the rate themselves (Mondrian conformal prediction).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cmgcli.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers of the images that fit the model, tune the combination of its parts, and calibrate the threshold."""
+
+    fit: tuple[int, ...]
+    tune: tuple[int, ...]
+    calibration: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Scores of normal images that the model has not seen, overall and for each group large enough for the rate."""
+
+    false_alarm: float
+    scores: np.ndarray  # (n,) float64, ascending
+    groups: dict[int, np.ndarray]  # caption number -> ascending scores
+
+    def scores_for(self, group: int | None) -> np.ndarray:
+        """The calibration scores that judge an image of this group: the group's own, else all."""
+        return self.scores if group is None else self.groups.get(group, self.scores)
+
+    def p_value(self, score: float, group: int | None = None) -> float:
+        """``(1 + #{calibration >= score}) / (n + 1)``; 1 where there is no calibration image."""
+        scores = self.scores_for(group)
+        return float(1 + len(scores) - np.searchsorted(scores, score, side="left")) / (len(scores) + 1)
+
+    def threshold(self, group: int | None = None) -> float:
+        """A score above it is anomalous; see `conformal_threshold`."""
+        return conformal_threshold(self.scores_for(group), self.false_alarm)
+
+    @property
+    def promised_rate(self) -> float:
+        """The false-alarm rate that the calibration images can promise: the one asked for, or the smallest possible."""
+        return max(self.false_alarm, smallest_rate(len(self.scores)))
+
+    @property
+    def sentence(self) -> str:
+        """What the threshold promises, in plain words."""
+        n = len(self.scores)
+        if n == 0:
+            return "no false-alarm promise: no image was left to calibrate the threshold, so nothing is called anomalous; judge by the score, or fit on more images"
+        if self.promised_rate > self.false_alarm:
+            needed = math.ceil(1 / self.false_alarm) - 1
+            return (
+                f"{n} calibration images cannot promise a false-alarm rate of {self.false_alarm:g} (that takes {needed}); "
+                f"the threshold promises {self.promised_rate:.3g}, the smallest rate that {n} images can"
+            )
+        return f"at most {self.false_alarm:g} of good images will be called anomalous (split conformal, {n} calibration images)"
+
+
+def smallest_rate(count: int) -> float:
+    """The smallest false-alarm rate that ``count`` calibration images can promise, ``1 / (n + 1)``."""
+    return 1 / (count + 1)
+
+
+def conformal_threshold(scores: np.ndarray, false_alarm: float) -> float:
+    """The ``ceil((n + 1)(1 - a))``-th smallest of ``n`` ascending scores.
+
+    Where ``n < 1/a - 1`` that does not exist and the largest score stands in, which promises `smallest_rate`; with no
+    score at all the threshold is infinite.
+    """
+    n = len(scores)
+    if n == 0:
+        return math.inf
+    rank = math.ceil((n + 1) * (1 - false_alarm) - 1e-9)
+    return float(scores[min(rank, n) - 1])
+
+
+def calibrate(scores: Sequence[float], groups: Sequence[int], *, false_alarm: float = 0.01) -> Calibration:
+    """Build the calibration from the scores of held-out normal images and the caption number of each.
+
+    Raises:
+        SettingsError: a rate outside (0, 1), or a score that is not a number.
+    """
+    if not 0 < false_alarm < 1:
+        raise SettingsError(f"false alarm: expected a rate between 0 and 1, such as 0.01, got {false_alarm}")
+    values = np.asarray(scores, np.float64)
+    if not np.isfinite(values).all():
+        raise SettingsError(f"calibration: {int((~np.isfinite(values)).sum())} of {len(values)} scores are not finite; look at the training images for blank or broken ones")
+    number = np.asarray(groups, np.int64)
+    enough = 1 / false_alarm - 1 - 1e-9
+    large = {int(g): np.sort(values[number == g]) for g in np.unique(number) if (number == g).sum() >= enough}
+    return Calibration(false_alarm, np.sort(values), large)
+
+
+def split(count: int, *, false_alarm: float = 0.01, seed: int = 0) -> Split:
+    """Part ``count`` normal images at random: a quarter calibrates, or as many as the rate needs, but never more than half.
+
+    One eighth, at most 48 images, tunes. A single image fits alone; with two or three one is held out to calibrate.
+    """
+    if count < 1:
+        raise SettingsError("split: expected at least one normal image, got none")
+    needed = math.ceil(1 / false_alarm) - 1
+    calibration = min(count // 2, max(count // 4, needed))
+    tune = min(48, count // 8)
+    order = np.random.default_rng(seed).permutation(count).tolist()
+    parts = order[:calibration], order[calibration : calibration + tune], order[calibration + tune :]
+    return Split(*(tuple(sorted(part)) for part in (parts[2], parts[1], parts[0])))

@@ -1,0 +1,148 @@
+"""`Detector` to and from one safetensors file with a JSON header; no pickle, no half-written file."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cmgcli.adapt import DefectHead
+from cmgcli.calibrate import Calibration
+from cmgcli.cmle import GuidedSpace, Structure
+from cmgcli.detector import Blend, Detector, Language, PatchBank, Settings
+from cmgcli.errors import CheckpointError, OutputError
+
+FORMAT = 1
+PACKAGES = ("cmgcli", "torch", "open_clip_torch", "numpy")
+
+
+def save(detector: Detector, path: Path) -> None:
+    """Write the model to a temporary file beside ``path``, then rename it.
+
+    Raises:
+        OutputError: the file cannot be written; an older model of that name is left as it was.
+    """
+    from safetensors.torch import save as to_bytes
+
+    language, calibration = detector.language, detector.calibration
+    tensors = {
+        "language.text": language.text,
+        "language.weights": language.structure.weights,
+        "language.counts": language.structure.counts,
+        "language.means": language.means,
+        "space.projection": language.space.projection,
+        "space.unexplained": language.space.unexplained,
+        "bank.features": detector.bank.features,
+        "bank.groups": detector.bank.groups,
+        "blend.location": torch.from_numpy(detector.blend.location),
+        "blend.scale": torch.from_numpy(detector.blend.scale),
+        "blend.weight": torch.from_numpy(detector.blend.weight),
+        "map_reference": torch.from_numpy(detector.map_reference),
+        "calibration.scores": torch.from_numpy(calibration.scores),
+    }
+    tensors |= {f"calibration.group.{group}": torch.from_numpy(scores) for group, scores in calibration.groups.items()}
+    header = {
+        "format": FORMAT,
+        "settings": asdict(detector.settings),
+        "captions": language.captions,
+        "false_alarm": calibration.false_alarm,
+        "threshold": calibration.threshold() if len(calibration.scores) else None,
+        "fit_images": detector.fit_images,
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+    if detector.head is not None:
+        head = detector.head
+        header["head"] = {"token_width": head.token_width, "channels": head.channels, "dilations": head.dilations}
+        tensors |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
+    # safetensors refuses two tensors that share memory, and the ones from a GPU are stored as they come
+    owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    _write(Path(path), to_bytes(owned, metadata={"cmg": json.dumps(header)}))
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = file.name
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"the model could not be written to {path} ({error.strerror}); choose another --out") from error
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def load(path: Path) -> Detector:
+    """Read a model.
+
+    Raises:
+        CheckpointError: the file is missing, is not a cmg model, is damaged, or has a format this program does not know.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no model {path}; make one with: cmg fit --images DIR --captions FILE --out {path}") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is not a cmg model, or is damaged ({error}); make one with: cmg fit") from error
+    if "cmg" not in metadata:
+        raise CheckpointError(f"{path} is a safetensors file, but not a cmg model; make one with: cmg fit")
+    try:
+        header = json.loads(metadata["cmg"])
+        if header["format"] != FORMAT:
+            raise CheckpointError(f"{path} has model format {header['format']}, this program reads {FORMAT}; fit it again")
+        return _detector(header, tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}); fit the model again") from error
+
+
+def _detector(header: dict, tensors: dict[str, torch.Tensor]) -> Detector:
+    settings = Settings(**{**header["settings"], "layers": tuple(header["settings"]["layers"])})
+    structure = Structure(tensors["language.weights"], tensors["language.counts"])
+    space = GuidedSpace(tensors["space.projection"], tensors["space.unexplained"])
+    language = Language(
+        tuple(header["captions"]),
+        tensors["language.text"],
+        structure,
+        tensors["language.means"],
+        space,
+        settings.cmle,
+        settings.neighbours,
+        settings.ridge,
+    )
+    head = None
+    if "head" in header:
+        head = DefectHead(header["head"]["token_width"], channels=header["head"]["channels"], dilations=header["head"]["dilations"])
+        head.load_state_dict({name.removeprefix("head."): t for name, t in tensors.items() if name.startswith("head.")})
+        head.eval().requires_grad_(False)
+    prefix = "calibration.group."
+    groups = {int(name.removeprefix(prefix)): t.numpy() for name, t in tensors.items() if name.startswith(prefix)}
+    return Detector(
+        settings,
+        language,
+        PatchBank(tensors["bank.features"], tensors["bank.groups"]),
+        head,
+        Blend(*(tensors[f"blend.{name}"].numpy() for name in ("location", "scale", "weight"))),
+        tensors["map_reference"].numpy(),
+        Calibration(header["false_alarm"], tensors["calibration.scores"].numpy(), groups),
+        header["fit_images"],
+    )

@@ -1,0 +1,175 @@
+"""Cross-modal Entropy Reduction: which patches carry the match with the caption, and which may be discarded.
+
+Pure tensors in and out. The functions get the model as a callable ``match(images, keep) -> scores``: ``images`` is a
+batch of ``B`` images, ``keep`` (B, P) bool with the same number of True in every row, the scores (B,) are
+``s(K) = cos(f(x restricted to K), g(c))``. Grids are ``(h, w)`` with ``P = h * w``, row by row.
+
+Relevance ``R`` (B, P) says how much a patch adds to the match. Occlusion goes back to Zeiler & Fergus (ECCV 2014), random
+sets to RISE (Petsiuk et al., BMVC 2018); both here remove tokens where those paint pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cmgcli.errors import SettingsError
+
+Match = Callable[[Tensor, Tensor], Tensor]
+
+KEEP_SIZES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0)
+
+
+@dataclass(frozen=True)
+class SampledRelevance:
+    relevance: Tensor  # (B, P) float32
+    standard_error: Tensor  # (B, P) float32
+
+
+def occlusion(match: Match, images: Tensor, grid: tuple[int, int], *, window: int = 3, stride: int = 1) -> Tensor:
+    """Relevance (B, P) by sliding a window: the mean drop in the match over the windows that hide a patch.
+
+    The exact reference of the other estimators. Costs one pass per window, about ``P / stride**2``.
+
+    Args:
+        window, stride: in patches; the last window of a row is moved in, so that every patch is covered.
+    Raises:
+        SettingsError: the stride would leave patches uncovered.
+    """
+    if not 1 <= stride <= window:
+        raise SettingsError(f"occlusion: expected 1 <= stride <= window, got stride {stride} and window {window}")
+    h, w = grid
+    batch = len(images)
+    full = match(images, torch.ones(batch, h * w, dtype=torch.bool, device=images.device))  # (B,)
+    drop = torch.zeros(batch, h * w, device=images.device)
+    times = torch.zeros(h * w, device=images.device)
+    tall, wide = min(window, h), min(window, w)
+    if tall * wide == h * w:
+        raise SettingsError(f"occlusion: a window of {window} hides the whole {h} x {w} grid; choose a smaller one")
+    for top in _starts(h, tall, stride):
+        for left in _starts(w, wide, stride):
+            hidden = torch.zeros(h, w, dtype=torch.bool, device=images.device)
+            hidden[top : top + tall, left : left + wide] = True
+            hidden = hidden.flatten()
+            seen = match(images, (~hidden).expand(batch, -1))
+            drop[:, hidden] += (full - seen).unsqueeze(1)
+            times[hidden] += 1
+    return drop / times
+
+
+def _starts(length: int, window: int, stride: int) -> list[int]:
+    last = length - window
+    return sorted({*range(0, last + 1, stride), last})
+
+
+def sampled(match: Match, images: Tensor, grid: tuple[int, int], *, pairs: int = 24, seed: int = 0) -> SampledRelevance:
+    """Relevance ``E[s | p seen] - E[s | p hidden]`` from random halves of the grid, each with its complement.
+
+    Complementary (antithetic) halves cancel what all patches share. The halves are smooth blobs rather than salt and
+    pepper, because neighbours matter together. The same halves serve every image, so that a relevance does not depend
+    on the batch it was computed in. Costs ``2 * pairs`` passes over half of the tokens.
+
+    Raises:
+        SettingsError: fewer than 2 pairs, from which no standard error follows.
+    """
+    if pairs < 2:
+        raise SettingsError(f"sampled: expected at least 2 pairs, got {pairs}")
+    h, w = grid
+    batch = len(images)
+    generator = torch.Generator().manual_seed(seed)
+    total = torch.zeros(batch, h * w, device=images.device)
+    squares = torch.zeros_like(total)
+    for _ in range(pairs):
+        coarse = torch.rand(1, 1, (h + 1) // 2 + 1, (w + 1) // 2 + 1, generator=generator)
+        field = F.interpolate(coarse, (h, w), mode="bilinear", align_corners=True).flatten()  # (P,)
+        field = field + 1e-3 * torch.rand(h * w, generator=generator)
+        seen = torch.zeros(h * w, dtype=torch.bool)
+        seen[field.argsort()[: h * w // 2]] = True
+        seen = seen.to(images.device)
+        difference = match(images, seen.expand(batch, -1)) - match(images, (~seen).expand(batch, -1))  # (B,)
+        term = torch.where(seen, difference.unsqueeze(1), -difference.unsqueeze(1))  # (B, P)
+        total += term
+        squares += term**2
+    mean = total / pairs
+    variance = (squares / pairs - mean**2).clamp(min=0) * pairs / (pairs - 1)
+    return SampledRelevance(mean, (variance / pairs).sqrt())
+
+
+def fast(dense: Tensor, text: Tensor) -> Tensor:
+    """Relevance (B, P) from the forward pass that is made anyway: each patch's own term of the match.
+
+    Where the embedding is the mean of the projected patch tokens, ``s = sum_p <v_p, g> / (P |mean v|)``: the terms add up
+    to the match exactly.
+
+    Args:
+        dense: (B, P, D) patch tokens in the embedding space, not normalised.
+        text: (B, D) unit-norm caption embeddings.
+    """
+    norm = dense.mean(dim=1).norm(dim=-1, keepdim=True).clamp(min=1e-12)  # (B, 1)
+    return torch.einsum("bpd,bd->bp", dense, text) / (norm * dense.shape[1])
+
+
+def entropy(relevance: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Entropy ``H(R)`` in bits (B,) of the positive part of the relevance, normalised to sum 1, over the kept patches.
+
+    A relevance that is nowhere positive counts as uniform over the kept patches.
+    """
+    keep = torch.ones_like(relevance, dtype=torch.bool) if keep is None else keep
+    positive = relevance.clamp(min=0) * keep
+    empty = positive.sum(dim=1, keepdim=True) <= 0
+    positive = torch.where(empty, keep.to(relevance.dtype), positive)
+    share = positive / positive.sum(dim=1, keepdim=True)
+    return -(share * share.clamp(min=1e-30).log2()).sum(dim=1)
+
+
+def top_patches(relevance: Tensor, count: int) -> Tensor:
+    """(B, P) bool, True for the ``count`` most relevant patches of each row; ties go to the lower patch number."""
+    order = relevance.argsort(dim=1, descending=True, stable=True)[:, :count]
+    return torch.zeros_like(relevance, dtype=torch.bool).scatter(1, order, True)
+
+
+def keep_mask(
+    match: Match, images: Tensor, relevance: Tensor, grid: tuple[int, int], *, keep: float | str = "auto", tolerance: float = 0.03
+) -> Tensor:
+    """The keep mask (B, P) bool: few patches, nearly the whole match, and no hole where a defect could fall through.
+
+    ``auto`` evaluates the nested top-k sets of `KEEP_SIZES` and takes the smallest whose match is within ``tolerance``
+    (of the match's own range over the sizes, at least 0.01 in cosine) of the best; a number keeps that share. A defect
+    lowers the match of its own patch, so the set is then closed, its holes are filled and it is grown by one patch.
+
+    Raises:
+        SettingsError: ``keep`` is neither ``auto`` nor in (0, 1].
+    """
+    patches = grid[0] * grid[1]
+    if keep == "auto":
+        sizes = sorted({max(1, round(size * patches)) for size in KEEP_SIZES})
+        matches = torch.stack([match(images, top_patches(relevance, size)) for size in sizes], dim=1)  # (B, sizes)
+        best, worst = matches.amax(1, keepdim=True), matches.amin(1, keepdim=True)
+        slack = (tolerance * (best - worst)).clamp(min=0.01)
+        first = (matches >= best - slack).to(torch.int8).argmax(dim=1)  # (B,)
+        chosen = torch.tensor(sizes, device=relevance.device)[first]
+    elif isinstance(keep, int | float) and 0 < keep <= 1:
+        chosen = torch.full((len(images),), max(1, round(keep * patches)), device=relevance.device)
+    else:
+        raise SettingsError(f"keep: expected auto or a share in (0, 1], got {keep!r}")
+    rank = relevance.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # (B, P)
+    core = rank < chosen.unsqueeze(1)
+    grown = [grow(row.reshape(grid)).ravel() for row in core.cpu().numpy()]
+    return torch.from_numpy(np.stack(grown)).to(relevance.device)
+
+
+def grow(core: np.ndarray) -> np.ndarray:
+    """Close a patch mask (h, w) bool, fill its holes and grow it by one patch."""
+    square = np.ones((3, 3), np.uint8)
+    padded = np.pad(core.astype(np.uint8), 2)
+    closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, square)
+    outside = closed.copy()
+    cv2.floodFill(outside, None, (0, 0), 1)
+    filled = closed | (1 - outside)
+    return cv2.dilate(filled, square)[2:-2, 2:-2].astype(bool)

@@ -1,0 +1,326 @@
+"""Read which image has which caption: a caption file, `NAME.txt` beside `NAME.png`, or the MVTec AD folder layout."""
+
+import csv
+import difflib
+import io
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cmgcli.errors import DatasetError, InputError, SettingsError
+from cmgcli.images import find_images
+
+_NAMES = {"file_name": "image", "text": "caption"}  # required columns, and the other name each may have
+_OPTIONAL = ("split", "label", "defect", "mask")
+_MASK_FOLDERS = frozenset({"masks", "ground_truth"})
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image with its caption."""
+
+    file_name: str  # as the caption file spells it; relative to the images folder where there is none
+    path: Path  # resolved
+    text: str
+    split: str = ""  # '', 'train' or 'test'
+    label: int | None = None  # 0 normal, 1 anomalous
+    defect: str = ""
+    mask: Path | None = None  # resolved
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The records in the order of their file, and what `allow_missing` left out, one sentence each."""
+
+    records: tuple[Record, ...]
+    missing: tuple[str, ...] = ()
+
+
+def read_dataset(
+    images: Path, captions: Path | None = None, *, caption: str | None = None, allow_missing: bool = False
+) -> Dataset:
+    """Read the records of the folder `images`.
+
+    `captions` is a CSV, TSV (.tsv, .tab) or JSONL (.jsonl, .ndjson, .json) file in UTF-8 with `file_name` (or `image`)
+    and `text` (or `caption`), and optionally `split`, `label`, `defect` and `mask`. Its paths are relative to
+    `images`, else to its own folder. Without it the folder speaks: a caption is `caption` for every image, else
+    `NAME.txt` beside the image, else, in the MVTec AD layout (`train/good`, `test/<defect>`,
+    `ground_truth/<defect>/NAME_mask.png`), the folder's name in words; that layout also gives split, label, defect
+    and mask.
+
+    `allow_missing` leaves out images without a caption and captions without an image instead of refusing them.
+
+    Raises DatasetError, in one line with file, line number and remedy; SettingsError where `captions` and `caption`
+    are both given.
+    """
+    if captions is not None and caption is not None:
+        raise SettingsError("a caption file and one caption for all images exclude each other: give one of them")
+    if caption is not None and not caption.strip():
+        raise SettingsError("the caption for all images is empty: describe what they show")
+    images = Path(images)
+    if not images.is_dir():
+        state = "is not a folder" if images.exists() else "does not exist"
+        raise DatasetError(f"{str(images)!r} {state}: give the folder that holds the images")
+    if captions is None:
+        dataset = _read_folder(images, caption, allow_missing)
+    else:
+        dataset = _read_captions(images, Path(captions), allow_missing)
+    if not dataset.records:
+        source = images if captions is None else captions
+        raise DatasetError(f"{str(source)!r}: no image with a caption found: at least one is needed")
+    return dataset
+
+
+def training_records(records: Iterable[Record]) -> tuple[Record, ...]:
+    """The normal records to fit on: of split 'train' where any record has a split, and never labelled anomalous."""
+    return tuple(record for record in _of_split(records, "train") if not record.label)
+
+
+def test_records(records: Iterable[Record]) -> tuple[Record, ...]:
+    """The records to evaluate on: of split 'test' where any record has a split, else all."""
+    return _of_split(records, "test")
+
+
+def caption_lookup(records: Iterable[Record]) -> dict[Path, str]:
+    """The caption of each image by its resolved path."""
+    return {record.path: record.text for record in records}
+
+
+def _of_split(records: Iterable[Record], split: str) -> tuple[Record, ...]:
+    records = tuple(records)
+    if any(record.split for record in records):
+        return tuple(record for record in records if record.split == split)
+    return records
+
+
+def _read_captions(images: Path, captions: Path, allow_missing: bool) -> Dataset:
+    roots = images.resolve(), captions.resolve().parent
+    records: list[Record] = []
+    missing: list[str] = []
+    first_line: dict[Path, int] = {}
+    for line, row in _rows(captions):
+        where = f"{str(captions)!r}, line {line}"
+        record = _record(row, roots, where)
+        if record.path in first_line:
+            earlier = first_line[record.path]
+            raise DatasetError(f"{where}: {record.file_name!r} is also in line {earlier}: keep one of the two")
+        first_line[record.path] = line
+        if record.path.is_file():
+            records.append(record)
+        elif allow_missing:
+            missing.append(f"{record.file_name!r} (line {line}) does not exist")
+        else:
+            raise DatasetError(
+                f"{where}: {record.file_name!r} does not exist in {str(images)!r} nor beside the caption file: "
+                "correct the name, or leave it out with --allow-missing"
+            )
+    uncaptioned = _uncaptioned(images, records)
+    if uncaptioned and not allow_missing:
+        raise DatasetError(
+            f"{str(captions)!r}: no line for {uncaptioned[0]!r} in {str(images)!r} ({len(uncaptioned)} such images): "
+            "add a caption for each, or leave them out with --allow-missing"
+        )
+    missing += [f"{name!r} has no caption" for name in uncaptioned]
+    return Dataset(tuple(records), tuple(missing))
+
+
+def _uncaptioned(images: Path, records: list[Record]) -> list[str]:
+    """Images in the folder that no record names, where the records speak of this folder at all."""
+    root = images.resolve()
+    if not any(record.path.is_relative_to(root) for record in records):
+        return []
+    named = {record.path for record in records} | {record.mask for record in records}
+    return [name for name in _names_in(images) if (images / name).resolve() not in named]
+
+
+def _names_in(images: Path) -> list[str]:
+    """Images below a folder, relative to it, in natural order, without those in a folder of masks."""
+    try:
+        names = [Path(path).relative_to(images) for path in find_images([str(images)])]
+    except InputError as error:
+        raise DatasetError(str(error)) from error
+    return [name.as_posix() for name in names if _MASK_FOLDERS.isdisjoint(name.parts[:-1])]
+
+
+def _record(row: dict[str, str], roots: tuple[Path, Path], where: str) -> Record:
+    """Check one row; `where` begins its messages."""
+    text, split, label = row["text"].strip(), row["split"].strip(), row["label"].strip()
+    if not row["file_name"]:
+        raise DatasetError(f"{where}: the file name is empty: name an image")
+    if not text:
+        raise DatasetError(f"{where}: the text of {row['file_name']!r} is empty: describe what the image shows")
+    if split not in ("", "train", "test"):
+        raise DatasetError(f"{where}: split is {split!r}: expected 'train', 'test' or nothing")
+    if label and not (label.isascii() and label.isdigit()):
+        raise DatasetError(f"{where}: label is {label!r}: expected 0 (normal), 1 (anomalous) or nothing")
+    mask = _resolve(row["mask"], roots, where) if row["mask"] else None
+    if mask is not None and not mask.is_file():
+        raise DatasetError(f"{where}: the mask {row['mask']!r} does not exist: correct the name or leave it empty")
+    return Record(
+        file_name=row["file_name"],
+        path=_resolve(row["file_name"], roots, where),
+        text=text,
+        split=split,
+        label=int(label) if label else None,
+        defect=row["defect"].strip(),
+        mask=mask,
+    )
+
+
+def _resolve(name: str, roots: tuple[Path, Path], where: str) -> Path:
+    """The first existing file of that name below a root, else where it should be below the first root."""
+    try:
+        paths = [(root / name).resolve() for root in roots]
+        inside = [path for path, root in zip(paths, roots) if path.is_relative_to(root)]
+        existing = [path for path in inside if path.is_file()]
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, links in a circle
+        raise DatasetError(f"{where}: {name!r} is no usable file name: correct it") from error
+    if not existing and len(inside) < len(roots):
+        raise DatasetError(
+            f"{where}: {name!r} lies outside {str(roots[0])!r}: use a path below it, or give a folder above as --images"
+        )
+    return (existing or inside)[0]
+
+
+def _rows(captions: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and values (all known columns, '' where there is none) of each row of a caption file."""
+    try:
+        data = captions.read_bytes()
+    except OSError as error:
+        raise DatasetError(
+            f"{str(captions)!r} cannot be read: {error.strerror}: give a CSV, TSV or JSONL file"
+        ) from error
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DatasetError(f"{str(captions)!r}, line {line}: the text is not UTF-8: save the file as UTF-8") from error
+    suffix = captions.suffix.lower()
+    if suffix in (".jsonl", ".ndjson", ".json"):
+        return _json_rows(text, captions)
+    return _table_rows(text, "\t" if suffix in (".tsv", ".tab") else ",", captions)
+
+
+def _table_rows(text: str, delimiter: str, captions: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] = []
+    line = 1  # where the next row begins; one in quotes may span several lines
+    try:
+        for cells in reader:
+            where = f"{str(captions)!r}, line {line}"
+            if not any(cells):
+                pass
+            elif not header:
+                header = [cell.strip() for cell in cells]
+                _require_columns(header, where)
+            elif len(cells) > len(header):
+                raise DatasetError(
+                    f"{where}: {len(cells)} cells for {len(header)} columns: "
+                    'put a text that contains the separator in double quotes ("...")'
+                )
+            else:
+                yield line, _known(dict(zip(header, cells)))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        where = f"{str(captions)!r}, line {line}"
+        raise DatasetError(f"{where}: {error}: close the quotes, and double those inside") from error
+
+
+def _json_rows(text: str, captions: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    for line, content in enumerate(text.split("\n"), start=1):
+        if not content.strip():
+            continue
+        where = f"{str(captions)!r}, line {line}"
+        example = '{"file_name": "a.png", "text": "a metal nut"}'
+        try:
+            values = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise DatasetError(f"{where}: not valid JSON: write one object a line, as {example}") from error
+        if not isinstance(values, dict):
+            raise DatasetError(f"{where}: expected an object, as {example}, got {type(values).__name__}")
+        _require_columns(list(values), where)
+        row = _known(values)
+        for name, value in row.items():
+            if isinstance(value, bool) or not isinstance(value, str | int):
+                raise DatasetError(f"{where}: {name} is {value!r}: expected a text or an integer")
+        yield line, {name: str(value) for name, value in row.items()}
+
+
+def _known(values: dict) -> dict:
+    """The columns that count, by their first name; '' where there is no value."""
+    row = {name: values.get(name, values.get(alias)) for name, alias in _NAMES.items()}
+    row |= {name: values.get(name) for name in _OPTIONAL}
+    return {name: "" if value is None else value for name, value in row.items()}
+
+
+def _require_columns(found: list[str], where: str) -> None:
+    for name, alias in _NAMES.items():
+        if name in found or alias in found:
+            continue
+        taken = {*_NAMES, *_NAMES.values(), *_OPTIONAL}
+        free = {column.lower(): column for column in found if column not in taken}
+        near = difflib.get_close_matches(name, free, 1) or difflib.get_close_matches(alias, free, 1)
+        remedy = f"rename {free[near[0]]!r} to {name!r}" if near else f"add a column {name!r}"
+        if any(";" in column for column in found):
+            remedy = "separate the columns by commas, not by semicolons"
+        raise DatasetError(f"{where}: no column {name!r} (or {alias!r}) among {', '.join(map(repr, found))}: {remedy}")
+
+
+def _read_folder(images: Path, caption: str | None, allow_missing: bool) -> Dataset:
+    root = images.resolve()
+    mvtec = (images / "train" / "good").is_dir()
+    names = [name for name in _names_in(images) if not mvtec or name.startswith(("train/", "test/"))]
+    sidecars = {name: (images / name).with_suffix(".txt") for name in names}
+    if caption is None and any(sidecar.is_file() for sidecar in sidecars.values()):
+        texts = {name: _read_sidecar(sidecar) for name, sidecar in sidecars.items()}
+    elif caption is None and names and not mvtec:
+        raise DatasetError(
+            f"{str(images)!r}: the images have no captions: give a caption file (--captions), one caption for all "
+            "(--caption), or NAME.txt beside each NAME.png"
+        )
+    else:
+        words = caption or root.name.replace("_", " ").replace("-", " ")
+        texts = dict.fromkeys(names, words.strip())
+    without = [name for name in names if texts[name] is None]
+    if without and not allow_missing:
+        raise DatasetError(
+            f"{str(sidecars[without[0]])!r} does not exist ({len(without)} images have no caption): "
+            "write a caption for each, or leave them out with --allow-missing"
+        )
+    records = (_folder_record(root, name, texts[name], mvtec) for name in names if texts[name] is not None)
+    return Dataset(tuple(records), tuple(f"{name!r} has no caption" for name in without))
+
+
+def _read_sidecar(path: Path) -> str | None:
+    """The text of a caption beside an image, None where there is none."""
+    try:
+        text = path.read_text(encoding="utf-8-sig").strip()
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{str(path)!r}, line 1: the text is not UTF-8: save the file as UTF-8") from error
+    except OSError as error:
+        raise DatasetError(f"{str(path)!r} cannot be read: {error.strerror}") from error
+    if not text:
+        raise DatasetError(f"{str(path)!r}, line 1: the text is empty: describe what the image shows")
+    return " ".join(text.split())
+
+
+def _folder_record(root: Path, name: str, text: str, mvtec: bool) -> Record:
+    path = root / name
+    if not mvtec:
+        return Record(name, path.resolve(), text)
+    split, kind, *below = Path(name).parts
+    if not below:  # in no folder that names its defect
+        return Record(name, path.resolve(), text, split)
+    mask = root / "ground_truth" / kind / f"{path.stem}_mask.png"
+    return Record(
+        file_name=name,
+        path=path.resolve(),
+        text=text,
+        split=split,
+        label=int(kind != "good"),
+        defect="" if kind == "good" else kind,
+        mask=mask.resolve() if mask.is_file() else None,
+    )

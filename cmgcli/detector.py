@@ -1,0 +1,217 @@
+"""The score: how far an image lies from where its caption puts it, how strange its patches are, and what the head sees.
+
+A `Detector` is complete once constructed and never changes; `pipeline` makes and uses it, `checkpoint` stores it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cmgcli.adapt import DefectHead
+from cmgcli.calibrate import Calibration
+from cmgcli.cmle import GuidedSpace, Structure, caption_weights, residual_norm
+
+PARTS = ("image_score", "patch_score", "head_score")
+TOP_SHARE = 0.01
+SEARCHED_WEIGHT = 0.05
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides a score beside the weights; stored in the checkpoint, so that a reloaded model scores the same."""
+
+    encoder: str
+    encoder_sha256: str
+    layers: tuple[int, ...]
+    cmer: bool
+    cmle: bool
+    relevance: str  # fast, sampled or occlusion
+    keep: float | str
+    neighbours: int
+    ridge: float
+    bank_size: int
+    latent_dim: int | None
+
+
+@dataclass(frozen=True)
+class Language:
+    """What the captions know: their embeddings, their structure, and where each puts its images in the latent space."""
+
+    captions: tuple[str, ...]  # U unique captions
+    text: Tensor  # (U, D) float32 unit norm
+    structure: Structure
+    means: Tensor  # (U, D) float64 mean embedding of each caption's images
+    space: GuidedSpace
+    guided: bool  # False where CMLE is off: then every caption says the same
+    neighbours: int
+    ridge: float
+    rows: Tensor = field(init=False)  # (U, U) float64 out-of-sample weights of the stored captions
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", torch.stack([self.weights_of(text) for text in self.text]))
+
+    def weights_of(self, text: Tensor) -> Tensor:
+        """The (U,) weights of any caption embedding (D,) against the stored captions."""
+        if not self.guided:
+            return self.structure.counts.double() / self.structure.counts.sum()
+        return caption_weights(text, self.text, neighbours=self.neighbours, ridge=self.ridge)
+
+    def bank_group(self, caption: int) -> int:
+        """The group of the patch bank that a stored caption's images fill: its own, or one for all without CMLE."""
+        return caption if self.guided else 0
+
+    def bank_groups(self, weights: Tensor) -> Tensor:
+        """The groups of the patch bank that caption weights (U,) point to."""
+        if not self.guided:
+            return torch.zeros(1, dtype=torch.int64)
+        return (weights >= min(SEARCHED_WEIGHT, float(weights.max()))).nonzero().flatten()
+
+    def image_score(self, embedding: Tensor, weights: Tensor) -> float:
+        """Norm of the residual between an image embedding (D,) and the place that the caption weights (U,) give it."""
+        return float(residual_norm(self.space, embedding.cpu(), weights @ self.means))
+
+    def best_caption(self, embedding: Tensor, *, candidates: int = 3) -> int:
+        """The stored caption for an image that has none: of those that match it best, the one with the least residual."""
+        matches = self.text @ embedding.to(self.text)  # (U,)
+        nearest = matches.topk(min(candidates, len(matches))).indices.tolist()
+        return min(nearest, key=lambda u: self.image_score(embedding, self.rows[u]))
+
+
+def patch_features(layers: Sequence[Tensor]) -> Tensor:
+    """Join the tokens of several blocks, each (..., W), into unit-norm patch features (..., L * W)."""
+    return torch.cat([F.normalize(tokens.float(), dim=-1) for tokens in layers], dim=-1) / len(layers) ** 0.5
+
+
+@dataclass(frozen=True)
+class PatchBank:
+    """Normal patches, grouped by caption: language is the coarse quantiser of the search."""
+
+    features: Tensor  # (M, V) float32
+    groups: Tensor  # (M,) int64 caption numbers, ascending
+
+    def distances(self, patches: Tensor, groups: Tensor) -> Tensor:
+        """Distance (K,) of each patch (K, V) to its nearest normal patch in the given groups."""
+        rows = torch.isin(self.groups, groups)
+        return torch.cdist(patches.to(self.features), self.features[rows]).amin(dim=1)
+
+
+def top_mean(distances: Tensor, patch_count: int) -> float:
+    """Mean of the largest distances, as many as 1 % of an image's patches."""
+    count = min(len(distances), max(1, round(TOP_SHARE * patch_count)))
+    return float(distances.topk(count).values.mean())
+
+
+def k_center(features: Tensor, budget: int, *, seed: int = 0) -> Tensor:
+    """Greedy k-center coreset: indices (budget,) of rows of (n, V) such that every row has a chosen one nearby.
+
+    Farthest-first traversal (Gonzalez 1985; a 2-approximation), on a random projection to 64 dimensions as in PatchCore
+    (Roth et al. 2022). All rows where ``n <= budget``.
+    """
+    if len(features) <= budget:
+        return torch.arange(len(features))
+    generator = torch.Generator().manual_seed(seed)
+    projection = torch.randn(features.shape[1], 64, generator=generator) / 8
+    points = features.float().cpu() @ projection  # (n, 64)
+    norms = (points**2).sum(1)
+    chosen = torch.empty(budget, dtype=torch.int64)
+    nearest = torch.full((len(points),), torch.inf)
+    current = int((points - points.mean(0)).norm(dim=1).argmin())
+    for i in range(budget):
+        chosen[i] = current
+        squared = norms - 2 * (points @ points[current]) + norms[current]
+        nearest = torch.minimum(nearest, squared)
+        nearest[current] = -1.0
+        current = int(nearest.argmax())
+    return chosen.sort().values
+
+
+class BankBuilder:
+    """Streams patches into a bank of fixed budget: each group's buffer is reduced to its share whenever it is full."""
+
+    def __init__(self, groups: int, *, budget: int) -> None:
+        self.share = max(budget // max(groups, 1), 32)
+        self.buffers: list[list[Tensor]] = [[] for _ in range(groups)]
+        self.sizes = [0] * groups
+
+    def add(self, patches: Tensor, group: int) -> None:
+        """Take in the kept patches (K, V) of one image."""
+        self.buffers[group].append(patches.detach().float().cpu())
+        self.sizes[group] += len(patches)
+        if self.sizes[group] > 4 * self.share:
+            self._reduce(group)
+
+    def _reduce(self, group: int) -> None:
+        joined = torch.cat(self.buffers[group])
+        self.buffers[group] = [joined[k_center(joined, self.share)]]
+        self.sizes[group] = len(self.buffers[group][0])
+
+    def build(self) -> PatchBank:
+        for group, size in enumerate(self.sizes):
+            if size > self.share:
+                self._reduce(group)
+        features = [torch.cat(buffer) for buffer in self.buffers if buffer]
+        groups = [torch.full((size,), group) for group, size in enumerate(self.sizes) if size]
+        return PatchBank(torch.cat(features).contiguous(), torch.cat(groups))
+
+
+@dataclass(frozen=True)
+class Blend:
+    """How the parts make one score: each standardised on held-out normals, bent so that it cannot go far below zero, weighted.
+
+    ``softplus`` keeps every part strictly increasing and unclamped, while a part that finds an image *more* normal than
+    usual cannot buy off the evidence of another.
+    """
+
+    location: np.ndarray  # (3,) float64, in the order of `PARTS`
+    scale: np.ndarray  # (3,) float64, positive
+    weight: np.ndarray  # (3,) float64, sums to 1; 0 for an absent part
+
+    def __call__(self, parts: np.ndarray) -> np.ndarray:
+        """Scores (n,) of parts (n, 3); an absent part is NaN and has weight 0."""
+        z = (np.asarray(parts, np.float64) - self.location) / self.scale
+        return np.where(self.weight > 0, self.weight * np.logaddexp(0, np.nan_to_num(z)), 0).sum(axis=1)
+
+
+def fit_blend(normal: np.ndarray, anomalous: np.ndarray) -> Blend:
+    """Standardise on normals and weight each part by what it sees of drawn anomalies, ``max(0, 2 AUROC - 1)``.
+
+    A part without signal has AUROC 0.5 and so weight 0: it does no harm. Real defects are never looked at.
+
+    Args:
+        normal: (n, 3) parts of normal images; anomalous: (m, 3) of images with drawn anomalies. NaN columns are absent.
+    """
+    from cmgcli.metrics import auroc
+
+    location, scale, weight = np.zeros(3), np.ones(3), np.zeros(3)
+    for k in range(3):
+        if np.isnan(normal[:, k]).any():
+            continue
+        location[k] = np.median(normal[:, k])
+        spread = normal[:, k].std()
+        scale[k] = spread if spread > 1e-3 * abs(location[k]) else max(abs(location[k]), 1e-3)
+        labels = np.r_[np.zeros(len(normal)), np.ones(len(anomalous))].astype(int)
+        seen = auroc(labels, np.r_[normal[:, k], anomalous[:, k]])
+        weight[k] = max(0.0, 2 * seen - 1)
+    if weight.sum() == 0:
+        weight = (~np.isnan(normal).any(axis=0)).astype(float)
+    return Blend(location, scale, weight / weight.sum())
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A fitted model."""
+
+    settings: Settings
+    language: Language
+    bank: PatchBank
+    head: DefectHead | None
+    blend: Blend
+    map_reference: np.ndarray  # (2, 2) location and scale of a normal image's peak in the patch map and the head map
+    calibration: Calibration
+    fit_images: int

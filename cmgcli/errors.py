@@ -1,0 +1,46 @@
+"""The tree of errors that cmg raises on purpose. Imports nothing.
+
+CmgError
+├── InputError            something the user pointed at cannot be used
+│   ├── DatasetError      a caption file, a label file or a folder layout
+│   └── ImageError        one image or mask file
+├── EncoderError          weights that are missing, damaged or of another model
+├── CheckpointError       a model file that is damaged or does not fit
+├── SettingsError         an option, or two options that exclude each other
+└── OutputError           a result that cannot be written
+
+A message says what was expected, what came, and what to do next. Foreign exceptions are translated where they
+arise, with ``raise ... from``; the command line catches `CmgError` once, prints one line and exits with 2.
+"""
+
+
+class CmgError(Exception):
+    """Base of every error that cmg raises on purpose."""
+
+
+class InputError(CmgError):
+    """Something the user pointed at cannot be used."""
+
+
+class DatasetError(InputError):
+    """A caption file, a label file or a folder layout cannot be used."""
+
+
+class ImageError(InputError):
+    """One image or mask file cannot be used."""
+
+
+class EncoderError(CmgError):
+    """Encoder weights are missing, damaged or belong to another model."""
+
+
+class CheckpointError(CmgError):
+    """A model file is damaged, or does not fit this program or encoder."""
+
+
+class SettingsError(CmgError):
+    """An option has an impossible value, or two options exclude each other."""
+
+
+class OutputError(CmgError):
+    """A result cannot be written where the user asked for it."""

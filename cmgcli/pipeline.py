@@ -1,0 +1,432 @@
+"""Fit, score, mask and evaluate: the one place where encoder, CMER, CMLE, head and calibration meet. The public API.
+
+    model = cmgcli.fit("images", "captions.csv")
+    for row in model.score(["part.png"]):
+        print(row.file, row.score, row.anomalous)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmgcli import checkpoint, defects
+from cmgcli.cmer import entropy
+from cmgcli.adapt import DefectHead, Scene, head_map, patch_mask_to, train_head
+from cmgcli.calibrate import calibrate, split
+from cmgcli.cmle import ResidualMoments, guided_space, structure_matrix, uniform_structure
+from cmgcli.dataset import Record, read_dataset, training_records
+from cmgcli.detector import BankBuilder, Blend, Detector, Language, Settings, fit_blend, top_mean
+from cmgcli.encoder import Encoder, load_encoder
+from cmgcli.errors import CheckpointError, DatasetError, ImageError, SettingsError
+from cmgcli.loader import BATCH, ImageStore, decoded
+from cmgcli.report import Row
+from cmgcli.view import View, choose_relevance, look
+
+Progress = Callable[[str, int, int], None]
+
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What scoring one image gives: its row and, unless the image was unreadable, what pictures are made of."""
+
+    row: Row
+    view: View | None = None
+    anomaly_map: np.ndarray | None = None  # (H, W) float32; 0 is the peak of a typical normal image, 1 one spread above
+
+
+@dataclass(frozen=True)
+class Model:
+    """A fitted detector with its encoder, ready to score."""
+
+    detector: Detector
+    encoder: Encoder
+
+    def save(self, path: Path | str) -> None:
+        """Write one safetensors file; see `checkpoint.save`."""
+        checkpoint.save(self.detector, Path(path))
+
+    @staticmethod
+    def load(path: Path | str, *, device: str = "auto") -> Model:
+        """Read a model and the encoder it was fitted with.
+
+        Raises:
+            CheckpointError: a damaged file, or the encoder's weights are no longer the ones of the fit.
+        """
+        detector = checkpoint.load(Path(path))
+        encoder = load_encoder(detector.settings.encoder, device=device)
+        if encoder.sha256 != detector.settings.encoder_sha256:
+            raise CheckpointError(
+                f"{path} was fitted with other weights of encoder {encoder.name} (expected {detector.settings.encoder_sha256[:16]}, "
+                f"got {encoder.sha256[:16]}); fit it again or bring back those weights"
+            )
+        if detector.head is not None:
+            detector.head.to(encoder.device)
+        return Model(detector, encoder)
+
+    def score(self, paths: Iterable[Path | str], captions: Mapping[Path, str] | None = None, *, batch_size: int = BATCH) -> Iterator[Row]:
+        """One row per path, in order; see `inspect`."""
+        for inspection in self.inspect(paths, captions, batch_size=batch_size):
+            yield inspection.row
+
+    def inspect(
+        self, paths: Iterable[Path | str], captions: Mapping[Path, str] | None = None, *, batch_size: int = BATCH, maps: bool = False
+    ) -> Iterator[Inspection]:
+        """Score images one batch after the other; a file that cannot be read gives a row with `error`.
+
+        Args:
+            captions: caption by resolved path. An image without one gets the stored caption that explains it best.
+            batch_size: images per forward pass; it does not change a score.
+            maps: also compute anomaly maps.
+        """
+        known: dict[str, Tensor] = dict(zip(self.detector.language.captions, self.detector.language.text, strict=True))
+        for batch in decoded(paths, batch_size=batch_size):
+            given = [(captions or {}).get(Path(name).resolve()) for name, _ in batch]
+            for caption in {c for c in given if c is not None and c not in known}:
+                known[caption] = self.encoder.encode_text([caption])[0].cpu()
+            good = [i for i, (_, image) in enumerate(batch) if not isinstance(image, ImageError)]
+            texts = [None if given[i] is None else known[given[i]] for i in good]
+            views = look_with(self, [batch[i][1] for i in good], texts) if good else []
+            seen = dict(zip(good, views, strict=True))
+            for i, (name, image) in enumerate(batch):
+                if i in seen:
+                    yield self._inspection(str(name), seen[i], given[i], known, maps)
+                else:
+                    yield Inspection(Row(file=str(name), error=str(image)))
+
+    def _inspection(self, name: str, view: View, caption: str | None, known: Mapping[str, Tensor], maps: bool) -> Inspection:
+        detector = self.detector
+        language = detector.language
+        if caption is None:
+            number = language.best_caption(view.embedding)
+            caption, weights = language.captions[number], language.rows[number]
+        else:
+            number = language.captions.index(caption) if caption in language.captions else None
+            weights = language.weights_of(known[caption]) if number is None else language.rows[number]
+        parts = judge(detector, view, weights)
+        score = float(detector.blend(parts.values[None])[0])
+        if not np.isfinite(score):
+            return Inspection(Row(file=name, caption=caption, error="the score is not a number: the image gives no usable features"))
+        group = number if language.guided else None
+        row = Row(
+            file=name,
+            score=score,
+            anomalous=int(score > detector.calibration.threshold(group)),
+            p_value=detector.calibration.p_value(score, group),
+            image_score=float(parts.values[0]),
+            patch_score=float(parts.values[1]),
+            head_score=None if detector.head is None else float(parts.values[2]),
+            match=float(view.embedding @ known[caption].to(view.embedding)),
+            kept=float(view.keep.mean()),
+            caption=caption,
+        )
+        return Inspection(row, view, anomaly_map(detector, view, parts) if maps else None)
+
+
+def look_by(encoder: Encoder, settings: Settings, images: Sequence[np.ndarray], text: Callable[[Tensor], Tensor]) -> list[View]:
+    """`look` as the settings say; without CMER every patch is kept."""
+    return look(encoder, images, text, layers=settings.layers, relevance=settings.relevance, keep=settings.keep if settings.cmer else None)
+
+
+def look_with(model: Model, images: Sequence[np.ndarray], texts: Sequence[Tensor | None]) -> list[View]:
+    """`look` with given caption embeddings; where one is None, the stored caption that matches the whole image best."""
+    stored = model.detector.language.text.to(model.encoder.device)
+
+    def text(embeddings: Tensor) -> Tensor:
+        nearest = stored[(embeddings @ stored.T).argmax(1)]
+        return torch.stack([nearest[i] if t is None else t.to(nearest) for i, t in enumerate(texts)])
+
+    return look_by(model.encoder, model.detector.settings, images, text)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of one image's score and the maps they come from."""
+
+    values: np.ndarray  # (3,) float64 in the order of detector.PARTS; NaN where there is no head
+    patch_map: np.ndarray  # (h, w) float32 distances, the least kept one where hidden
+    head_map: np.ndarray | None  # (H', W') float32 logits
+
+
+def judge(detector: Detector, view: View, weights: Tensor) -> Parts:
+    """The parts of the score of one view against the place and the patches that caption weights (U,) name."""
+    distances = detector.bank.distances(view.patches, detector.language.bank_groups(weights)).cpu()
+    patch_map = np.full(view.keep.shape, float(distances.min()), np.float32)
+    patch_map[view.keep] = distances.numpy()
+    head_score, logits = np.nan, None
+    if detector.head is not None:
+        head_score, logits = head_map(detector.head, view.image, view.tokens, view.keep)
+    values = np.array([detector.language.image_score(view.embedding, weights), top_mean(distances, view.keep.size), head_score])
+    return Parts(values, patch_map, logits)
+
+
+def anomaly_map(detector: Detector, view: View, parts: Parts) -> np.ndarray:
+    """(H, W) float32 map in the image's own frame: patch and head map, each against the peaks of held-out normal images."""
+    height, width = view.image.shape[:2]
+    total = np.zeros((height, width), np.float32)
+    weights = detector.blend.weight[1:] if detector.blend.weight[1:].sum() > 0 else np.ones(2)
+    weights = weights * [1, parts.head_map is not None]
+    weights = weights / weights.sum() if weights.sum() > 0 else np.array([1.0, 0.0])
+    for k, values in enumerate((parts.patch_map, parts.head_map)):
+        if values is not None and weights[k] > 0:
+            location, scale = detector.map_reference[k]
+            standard = ((values - location) / scale).astype(np.float32)
+            total += np.float32(weights[k]) * cv2.resize(standard, (width, height), interpolation=cv2.INTER_LINEAR)
+    return total
+
+
+def fit(
+    images: Path | str,
+    captions: Path | str | None = None,
+    *,
+    caption: str | None = None,
+    encoder: str = "builtin",
+    device: str = "auto",
+    cmer: bool = True,
+    cmle: bool = True,
+    adapt: bool = True,
+    adapt_steps: int = 300,
+    false_alarm: float = 0.01,
+    relevance: str | None = None,
+    keep: float | str = "auto",
+    neighbours: int = 4,
+    ridge: float = 0.05,
+    bank_size: int = 4096,
+    latent_dim: int | None = None,
+    batch_size: int = BATCH,
+    seed: int = 0,
+    allow_missing: bool = False,
+    progress: Progress | None = None,
+) -> Model:
+    """Learn what normal looks like from normal images and their captions.
+
+    Args:
+        images: directory of the images; captions: dataset file, None for a folder layout; caption: one for all images.
+        encoder: see `encoder.load_encoder`. device: auto, cpu or cuda.
+        cmer, cmle: without them every patch is kept, or every caption says the same; without both: the image-only baseline.
+        adapt: train the defect head, for ``adapt_steps`` steps.
+        false_alarm: the promised share of good images called anomalous.
+        relevance: fast, sampled or occlusion; None takes the best that the encoder allows cheaply.
+        keep: share of patches that CMER keeps, or auto. neighbours, ridge: see `cmle.structure_matrix`.
+        bank_size: patches in memory. latent_dim: truncates the guided space; None keeps all directions.
+        progress: called with a stage, what is done of it and its total.
+    Raises:
+        CmgError: input, settings or weights that cannot be used.
+    """
+    dataset = read_dataset(Path(images), None if captions is None else Path(captions), caption=caption, allow_missing=allow_missing)
+    records = training_records(dataset.records)
+    if not records:
+        raise DatasetError(f"{captions or images}: no normal training image; expected rows with split train (or none) and label 0 (or none)")
+    tower = load_encoder(encoder, device=device)
+    settings = Settings(
+        encoder=encoder,
+        encoder_sha256=tower.sha256,
+        layers=tower.feature_layers,
+        cmer=cmer,
+        cmle=cmle,
+        relevance=choose_relevance(tower, relevance),
+        keep=keep,
+        neighbours=neighbours,
+        ridge=ridge,
+        bank_size=bank_size,
+        latent_dim=latent_dim,
+    )
+    return fit_records(
+        records,
+        tower,
+        settings,
+        adapt_steps=adapt_steps if adapt else 0,
+        false_alarm=false_alarm,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def fit_records(
+    records: Sequence[Record],
+    encoder: Encoder,
+    settings: Settings,
+    *,
+    adapt_steps: int,
+    false_alarm: float,
+    batch_size: int,
+    seed: int,
+    progress: Progress | None = None,
+) -> Model:
+    """`fit` on records that are read and an encoder that is loaded: split, embed, train the head, blend, calibrate."""
+    report = progress or (lambda stage, done, total: None)
+    parts = split(len(records), false_alarm=false_alarm, seed=seed)
+    chosen = [records[i] for i in parts.fit]
+    names = tuple(dict.fromkeys(record.text for record in chosen))
+    number = {name: u for u, name in enumerate(names)}
+    text = encoder.encode_text(names).cpu()  # (U, D)
+
+    language, bank, keeps = _embed(chosen, number, names, text, encoder, settings, batch_size, report)
+    head = None
+    if adapt_steps > 0:
+        head = _adapt(chosen, keeps, encoder, settings, adapt_steps, seed, report)
+    empty = calibrate([], [], false_alarm=false_alarm)
+    flat = Blend(np.zeros(3), np.ones(3), np.array([0.5, 0.5, 0.0]))
+    draft = Model(Detector(settings, language, bank, head, flat, np.array([[0.0, 1.0]] * 2), empty, len(chosen)), encoder)
+
+    reference = parts.tune if len(parts.tune) >= 4 else parts.tune + parts.calibration or parts.fit
+    draft = _tune(draft, [records[i] for i in reference], batch_size, seed, report)
+    scores, groups = _calibration_scores(draft, [records[i] for i in parts.calibration], batch_size, report)
+    calibration = calibrate(scores, groups, false_alarm=false_alarm)
+    return replace(draft, detector=replace(draft.detector, calibration=calibration))
+
+
+def _read_all(records: Sequence[Record], batch_size: int) -> Iterator[tuple[list[Record], list[np.ndarray]]]:
+    """Batches of records with their images; a training image that cannot be read ends the fit, by name."""
+    start = 0
+    for batch in decoded([record.path for record in records], batch_size=batch_size):
+        images = [image for _, image in batch]
+        for path, image in batch:
+            if isinstance(image, ImageError):
+                raise ImageError(f"{path}: {image}; a model is fitted on sound images only, mend or remove it")
+        yield list(records[start : start + len(batch)]), images
+        start += len(batch)
+
+
+def _embed(chosen, number, names, text, encoder, settings, batch_size, report):
+    """One streaming pass over the fit images: CMLE's moments, the patch bank and the keep masks."""
+    counts = torch.bincount(torch.tensor([number[record.text] for record in chosen]), minlength=len(names))
+    structure = (
+        structure_matrix(text, counts, neighbours=settings.neighbours, ridge=settings.ridge) if settings.cmle else uniform_structure(counts)
+    )
+    moments = ResidualMoments(structure, encoder.dim)
+    builder = BankBuilder(len(names) if settings.cmle else 1, budget=settings.bank_size)
+    keeps: list[np.ndarray] = []
+    on_device = text.to(encoder.device)
+    for rows, images in _read_all(chosen, batch_size):
+        captions = torch.tensor([number[record.text] for record in rows])
+        views = look_by(encoder, settings, images, lambda _, c=captions: on_device[c.to(encoder.device)])
+        moments.add(torch.stack([view.embedding for view in views]), captions)
+        for view, caption in zip(views, captions.tolist(), strict=True):
+            builder.add(view.patches, caption if settings.cmle else 0)
+            keeps.append(view.keep)
+        report("learning from captions and images", len(keeps), len(chosen))
+    space = guided_space(moments, latent_dim=settings.latent_dim)
+    language = Language(names, text, structure, moments.group_means, space, settings.cmle, settings.neighbours, settings.ridge)
+    return language, builder.build(), keeps
+
+
+def _adapt(chosen, keeps, encoder: Encoder, settings: Settings, steps: int, seed: int, report) -> DefectHead:
+    store = ImageStore([record.path for record in chosen])
+
+    def encode(images: Sequence[np.ndarray]) -> Tensor:
+        tokens = encoder.encode_image(encoder.preprocess(images), layers=settings.layers[-1:]).patches[0]  # (B, P, W)
+        return tokens.transpose(1, 2).unflatten(2, encoder.grid)
+
+    return train_head(
+        lambda i: Scene(store[i], keeps[i]),
+        len(chosen),
+        encode,
+        encoder.width,
+        steps=steps,
+        seed=seed,
+        device=encoder.device.type,
+        progress=lambda step, total, loss: report(f"training the defect head (loss {loss:.2f})", step, total),
+    )
+
+
+def _tune(model: Model, records: Sequence[Record], batch_size: int, seed: int, report) -> Model:
+    """Standardise and weight the parts on held-out normals, the same with drawn defects, and the same under a wrong caption."""
+    rng = np.random.default_rng(seed)
+    language = model.detector.language
+    normal, anomalous, peaks = [], [], []
+    done = 0
+    for rows, images in _read_all(records, batch_size):
+        texts = list(model.encoder.encode_text([record.text for record in rows]).cpu())
+        views = look_with(model, images, texts)
+        weights = [language.weights_of(text) for text in texts]
+        judged = [judge(model.detector, view, w) for view, w in zip(views, weights, strict=True)]
+        normal += [parts.values for parts in judged]
+        peaks += [(parts.patch_map.max(), np.nan if parts.head_map is None else parts.head_map.max()) for parts in judged]
+        drawn = [defects.draw(v.image, rng, allowed=patch_mask_to(v.keep, *v.image.shape[:2])).image for v in views]
+        anomalous += [judge(model.detector, v, w).values for v, w in zip(look_with(model, drawn, texts), weights, strict=True)]
+        if len(language.captions) > 1 and language.guided:
+            others = [_other_caption(language, record.text, rng) for record in rows]
+            wrong = look_with(model, images, [language.text[u] for u in others])
+            anomalous += [judge(model.detector, v, language.rows[u]).values for v, u in zip(wrong, others, strict=True)]
+        done += len(rows)
+        report("weighing the parts of the score", done, len(records))
+    reference = np.array([[np.median(column), max(float(np.std(column)), 1e-6)] for column in np.array(peaks).T])
+    blend = fit_blend(np.array(normal), np.array(anomalous))
+    return replace(model, detector=replace(model.detector, blend=blend, map_reference=reference))
+
+
+def _other_caption(language: Language, text: str, rng: np.random.Generator) -> int:
+    others = [u for u, caption in enumerate(language.captions) if caption != text]
+    return int(rng.choice(others))
+
+
+def _calibration_scores(model: Model, records: Sequence[Record], batch_size: int, report) -> tuple[list[float], list[int]]:
+    scores, groups = [], []
+    captions = {record.path: record.text for record in records}
+    for row in model.score([record.path for record in records], captions, batch_size=batch_size):
+        if row.error:
+            raise ImageError(f"{row.file}: {row.error}")
+        scores.append(row.score)
+        known = row.caption in model.detector.language.captions and model.detector.language.guided
+        groups.append(model.detector.language.captions.index(row.caption) if known else -1)
+        report("calibrating the threshold", len(scores), len(records))
+    return scores, groups
+
+
+@dataclass(frozen=True)
+class MaskResult:
+    """What CMER makes of one image; the error in place of it where the image could not be read."""
+
+    file: str
+    caption: str
+    view: View | None = None
+    entropy_before: float = 0.0  # bits, over all patches
+    entropy_after: float = 0.0  # bits, over the kept ones
+    error: str = ""
+
+
+def mask(
+    images: Path | str,
+    captions: Path | str | None = None,
+    *,
+    caption: str | None = None,
+    encoder: str = "builtin",
+    device: str = "auto",
+    relevance: str | None = None,
+    keep: float | str = "auto",
+    batch_size: int = BATCH,
+    allow_missing: bool = False,
+) -> Iterator[MaskResult]:
+    """Run CMER alone: one result per record, in order. The arguments are those of `fit`."""
+    dataset = read_dataset(Path(images), None if captions is None else Path(captions), caption=caption, allow_missing=allow_missing)
+    tower = load_encoder(encoder, device=device)
+    estimator = choose_relevance(tower, relevance)
+    texts = tuple(dict.fromkeys(record.text for record in dataset.records))
+    embedded = dict(zip(texts, tower.encode_text(texts), strict=True))
+    start = 0
+    for batch in decoded([record.path for record in dataset.records], batch_size=batch_size):
+        rows = dataset.records[start : start + len(batch)]
+        start += len(batch)
+        good = [i for i, (_, image) in enumerate(batch) if not isinstance(image, ImageError)]
+        wanted = [embedded[rows[i].text] for i in good]
+        views = (
+            look(tower, [batch[i][1] for i in good], lambda _, wanted=wanted: torch.stack(wanted), layers=tower.feature_layers, relevance=estimator, keep=keep)
+            if good
+            else []
+        )
+        seen = dict(zip(good, views, strict=True))
+        for i, record in enumerate(rows):
+            if i not in seen:
+                yield MaskResult(record.file_name, record.text, error=str(batch[i][1]))
+                continue
+            flat, kept = torch.from_numpy(seen[i].relevance).view(1, -1), torch.from_numpy(seen[i].keep).view(1, -1)
+            yield MaskResult(record.file_name, record.text, seen[i], float(entropy(flat)), float(entropy(flat, kept)))
