@@ -295,7 +295,7 @@ def score(
         anomalies = unreadable = 0
         used: set[str] = set()
         with output(out) as stream:
-            write = report.score_writer(stream)
+            write = report.row_writer(stream)
             for inspection in fitted.inspect(files, lookup, maps=maps is not None, **given(batch_size=batch_size)):
                 if inspection.anomaly_map is not None:
                     picture = report.map_overlay(inspection.view.image, inspection.anomaly_map, low=MAP_LOW, high=MAP_HIGH)
@@ -353,12 +353,13 @@ def mask(
         make_directory(out)
         unreadable, used = 0, set()
         with output(out / "summary.csv") as stream:
-            write = report.table_writer(stream, report.MASK_COLUMNS)
+            write = report.row_writer(stream, report.MaskRow)
             for result in results:
-                unreadable += bool(result.error)
+                unreadable += bool(result.row.error)
                 if result.view is not None:
-                    report.write_mask_pictures(out, unused_stem(result.file, used), result.view.image, result.view.keep, result.view.relevance)
-                write(report.mask_cells(result.file, result.caption, result.view, result.entropy_before, result.entropy_after, result.error))
+                    view = result.view
+                    report.write_mask_pictures(out, unused_stem(result.row.file, used), view.image, view.keep, view.relevance)
+                write(result.row)
         say(f"wrote {out / 'summary.csv'}")
         if unreadable:
             say(f"{unreadable} images could not be read; see the column error")

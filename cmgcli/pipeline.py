@@ -26,7 +26,7 @@ from cmgcli.detector import BankBuilder, Blend, Detector, Language, Settings, fi
 from cmgcli.encoder import Encoder, load_encoder
 from cmgcli.errors import CheckpointError, DatasetError, ImageError, SettingsError
 from cmgcli.loader import BATCH, ImageStore, decoded
-from cmgcli.report import Row
+from cmgcli.report import MaskRow, Row
 from cmgcli.view import View, choose_relevance, look
 
 Progress = Callable[[str, int, int], None]
@@ -289,9 +289,9 @@ def _read_all(records: Sequence[Record], batch_size: int) -> Iterator[tuple[list
     start = 0
     for batch in decoded([record.path for record in records], batch_size=batch_size):
         images = [image for _, image in batch]
-        for path, image in batch:
+        for image in images:
             if isinstance(image, ImageError):
-                raise ImageError(f"{path}: {image}; a model is fitted on sound images only, mend or remove it")
+                raise ImageError(f"{image}; a model is fitted on sound images only, mend or remove it")
         yield list(records[start : start + len(batch)]), images
         start += len(batch)
 
@@ -374,7 +374,7 @@ def _calibration_scores(model: Model, records: Sequence[Record], batch_size: int
     captions = {record.path: record.text for record in records}
     for row in model.score([record.path for record in records], captions, batch_size=batch_size):
         if row.error:
-            raise ImageError(f"{row.file}: {row.error}")
+            raise ImageError(row.error)
         scores.append(row.score)
         known = row.caption in model.detector.language.captions and model.detector.language.guided
         groups.append(model.detector.language.captions.index(row.caption) if known else -1)
@@ -384,14 +384,10 @@ def _calibration_scores(model: Model, records: Sequence[Record], batch_size: int
 
 @dataclass(frozen=True)
 class MaskResult:
-    """What CMER makes of one image; the error in place of it where the image could not be read."""
+    """What CMER makes of one image; without a view where the image could not be read."""
 
-    file: str
-    caption: str
+    row: MaskRow
     view: View | None = None
-    entropy_before: float = 0.0  # bits, over all patches
-    entropy_after: float = 0.0  # bits, over the kept ones
-    error: str = ""
 
 
 def mask(
@@ -426,7 +422,18 @@ def mask(
         seen = dict(zip(good, views, strict=True))
         for i, record in enumerate(rows):
             if i not in seen:
-                yield MaskResult(record.file_name, record.text, error=str(batch[i][1]))
+                yield MaskResult(MaskRow(record.file_name, caption=record.text, error=str(batch[i][1])))
                 continue
-            flat, kept = torch.from_numpy(seen[i].relevance).view(1, -1), torch.from_numpy(seen[i].keep).view(1, -1)
-            yield MaskResult(record.file_name, record.text, seen[i], float(entropy(flat)), float(entropy(flat, kept)))
+            view = seen[i]
+            flat, kept = torch.from_numpy(view.relevance).view(1, -1), torch.from_numpy(view.keep).view(1, -1)
+            row = MaskRow(
+                file=record.file_name,
+                match_before=view.match_before,
+                match_after=view.match,
+                kept=float(view.keep.mean()),
+                entropy_before=float(entropy(flat)),
+                entropy_after=float(entropy(flat, kept)),
+                estimator=estimator,
+                caption=record.text,
+            )
+            yield MaskResult(row, view)

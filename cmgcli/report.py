@@ -38,12 +38,27 @@ class Row:
     error: str = ""  # why there is no score
 
 
+@dataclass(frozen=True)
+class MaskRow:
+    """What CMER made of one image; None where it could not be read."""
+
+    file: str  # as the caption file spells it
+    match_before: float | None = None  # cosine of the whole image and the caption
+    match_after: float | None = None  # cosine of the kept patches and the caption
+    kept: float | None = None  # share of the patches, in [0, 1]
+    entropy_before: float | None = None  # bits, of the relevance over all patches
+    entropy_after: float | None = None  # bits, over the kept ones
+    estimator: str = ""
+    caption: str = ""
+    error: str = ""
+
+
 COLUMNS = tuple(field.name for field in fields(Row))
 _TEXTS = frozenset({"file", "caption", "error"})
 
 
-def score_writer(stream: TextIO, *, header: bool = True) -> Callable[[Row], None]:
-    r"""Write the header of a scores file at once (unless it goes on after one), and return `write(row)`.
+def row_writer(stream: TextIO, kind: type = Row, *, header: bool = True) -> Callable[[Row | MaskRow], None]:
+    r"""Write the header for rows of a `kind` at once (unless the file goes on after one), and return `write(row)`.
 
     Rows follow RFC 4180 but for the line end, which is '\n' as programs in a shell pipeline expect. Floats have six
     significant digits, None is empty; each row is flushed. Names that are not Unicode keep their bytes where the
@@ -65,10 +80,10 @@ def score_writer(stream: TextIO, *, header: bool = True) -> Callable[[Row], None
         except BrokenPipeError:
             raise  # the reader has enough; that is no failure
         except OSError as error:
-            raise OutputError(f"the scores cannot be written: {error.strerror}: is the disk full?") from error
+            raise OutputError(f"the rows cannot be written: {error.strerror}: is the disk full?") from error
 
     if header:
-        write(COLUMNS)
+        write(tuple(field.name for field in fields(kind)))
     return lambda row: write(tuple(map(_cell, astuple(row))))
 
 
@@ -201,3 +216,21 @@ def _outline(picture: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]
     contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     width = max(1, round(min(picture.shape[:2]) / 250))
     return cv2.drawContours(np.ascontiguousarray(picture), contours, -1, colour, width)
+
+
+def write_mask_pictures(directory: Path, stem: str, image: np.ndarray, keep: np.ndarray, relevance: np.ndarray) -> None:
+    """Write `STEM_keep.png` (0/255), `STEM_relevance.png` and `STEM_overlay.png`, all in the image's own size.
+
+    `image`: (H, W, 3) uint8 RGB. `keep`: (h, w) bool. `relevance`: (h, w) float, one patch's term of a cosine; coloured
+    from 0 to four times an even share, on the same scale for every image.
+    """
+    import cv2
+
+    from cmgcli.images import write_png
+
+    height, width = image.shape[:2]
+    full = cv2.resize(keep.astype(np.uint8) * 255, (width, height), interpolation=cv2.INTER_NEAREST)
+    smooth = cv2.resize(relevance.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    write_png(directory / f"{stem}_keep.png", full)
+    write_png(directory / f"{stem}_relevance.png", heat(smooth, low=0, high=4 / relevance.size))
+    write_png(directory / f"{stem}_overlay.png", keep_overlay(image, keep))

@@ -19,7 +19,7 @@ def test_columns_are_the_contract():
 
 def test_rows_are_written_as_they_come():
     stream = io.StringIO()
-    write = report.score_writer(stream)
+    write = report.row_writer(stream)
     assert stream.getvalue() == ",".join(report.COLUMNS) + "\n"
     write(Row("a.png", score=1 / 3, anomalous=True, p_value=np.float32(0.25), match=1e-9, caption="nut, M6"))
     write(Row("b.png", error="empty"))
@@ -29,7 +29,7 @@ def test_rows_are_written_as_they_come():
 def test_nasty_names_come_back_byte_for_byte(tmp_path):
     rows = tuple(Row(name, score=-1e300, anomalous=0, caption=name, error=name) for name in NASTY)
     with open(tmp_path / "s.csv", "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
-        write = report.score_writer(stream)
+        write = report.row_writer(stream)
         for row in rows:
             write(row)
     assert report.read_scores(tmp_path / "s.csv") == rows
@@ -39,7 +39,7 @@ def test_nasty_names_come_back_byte_for_byte(tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "cp1252"])
 def test_a_stream_that_cannot_encode_a_name_does_not_crash(encoding):
     data = io.BytesIO()
-    write = report.score_writer(io.TextIOWrapper(data, encoding=encoding, newline=""))
+    write = report.row_writer(io.TextIOWrapper(data, encoding=encoding, newline=""))
     for name in NASTY:
         write(Row(name))
     assert b"caf\\udce9.png" in data.getvalue()
@@ -48,7 +48,7 @@ def test_a_stream_that_cannot_encode_a_name_does_not_crash(encoding):
 def test_a_file_can_be_continued(tmp_path):
     for header in (True, False):
         with open(tmp_path / "s.csv", "a", newline="") as stream:
-            report.score_writer(stream, header=header)(Row("a.png", score=2.0))
+            report.row_writer(stream, header=header)(Row("a.png", score=2.0))
     assert report.read_scores(tmp_path / "s.csv") == (Row("a.png", score=2.0),) * 2
 
 
@@ -60,10 +60,10 @@ def test_a_full_disk_is_ours_and_a_closed_pipe_is_not():
             raise self.error
 
     with pytest.raises(OutputError, match="No space left"):
-        report.score_writer(Stream())
+        report.row_writer(Stream())
     Stream.error = BrokenPipeError()
     with pytest.raises(BrokenPipeError):
-        report.score_writer(Stream())
+        report.row_writer(Stream())
 
 
 HEADER = ",".join(report.COLUMNS) + "\n"

@@ -1,0 +1,127 @@
+"""CMER on a match that can be computed by hand: the mean of what the kept patches are worth."""
+
+import numpy as np
+import pytest
+import torch
+
+from cmgcli.cmer import entropy, fast, grow, keep_mask, occlusion, sampled, top_patches
+from cmgcli.errors import SettingsError
+
+GRID = (6, 7)
+P = 42
+
+
+def additive(worth: torch.Tensor):
+    """A match that sums the worth (B, P) of the kept patches."""
+    return lambda images, keep: (worth * keep).sum(1)
+
+
+@pytest.fixture
+def worth() -> torch.Tensor:
+    values = torch.zeros(2, *GRID)
+    values[0, 1:4, 2:5] = 1.0
+    values[1, 4:, :2] = 0.5
+    return values.flatten(1)
+
+
+def test_occlusion_of_one_patch_is_what_the_patch_is_worth(worth):
+    torch.testing.assert_close(occlusion(additive(worth), torch.zeros(2, 1), GRID, window=1), worth)
+
+
+@pytest.mark.parametrize(("window", "stride"), [(3, 1), (3, 2), (2, 2)])
+def test_occlusion_equals_its_definition(worth, window, stride):
+    h, w = GRID
+    tops = sorted({*range(0, h - window + 1, stride), h - window})
+    lefts = sorted({*range(0, w - window + 1, stride), w - window})
+    for b in range(2):
+        drops = [[[] for _ in range(w)] for _ in range(h)]
+        for top in tops:
+            for left in lefts:
+                hidden = worth[b].view(GRID)[top : top + window, left : left + window].sum()
+                for y in range(top, top + window):
+                    for x in range(left, left + window):
+                        drops[y][x].append(hidden)
+        expected = torch.tensor([[float(torch.stack(cell).mean()) for cell in row] for row in drops])
+        relevance = occlusion(additive(worth), torch.zeros(2, 1), GRID, window=window, stride=stride)
+        torch.testing.assert_close(relevance[b].view(GRID), expected)
+
+
+def test_occlusion_refuses_to_leave_patches_uncovered(worth):
+    with pytest.raises(SettingsError, match="1 <= stride <= window"):
+        occlusion(additive(worth), torch.zeros(2, 1), GRID, window=2, stride=3)
+
+
+def test_sampled_approaches_the_worth_and_its_error_shrinks(worth):
+    few = sampled(additive(worth), torch.zeros(2, 1), GRID, pairs=8)
+    many = sampled(additive(worth), torch.zeros(2, 1), GRID, pairs=512)
+    assert many.standard_error.mean() < few.standard_error.mean() / 4
+    assert np.corrcoef(many.relevance.flatten(), worth.flatten())[0, 1] > 0.8
+    inside, outside = many.relevance[0][worth[0] > 0], many.relevance[0][worth[0] == 0]
+    assert inside.mean() > outside.mean() + 3 * float(many.standard_error.mean())
+
+
+def test_sampled_is_the_same_alone_and_in_a_batch(worth):
+    both = sampled(additive(worth), torch.zeros(2, 1), GRID, pairs=4).relevance
+    alone = sampled(additive(worth[1:]), torch.zeros(1, 1), GRID, pairs=4).relevance
+    torch.testing.assert_close(both[1:], alone)
+
+
+def test_fast_terms_add_up_to_the_match():
+    dense = torch.randn(3, P, 8, generator=torch.Generator().manual_seed(0))
+    text = torch.nn.functional.normalize(torch.randn(3, 8, generator=torch.Generator().manual_seed(1)), dim=1)
+    match = (torch.nn.functional.normalize(dense.mean(1), dim=1) * text).sum(1)
+    torch.testing.assert_close(fast(dense, text).sum(1), match)
+
+
+def test_entropy_in_bits():
+    relevance = torch.tensor([[1.0, 1, 1, 1], [5, 0, 0, 0], [-1, -2, -1, -1]])
+    torch.testing.assert_close(entropy(relevance), torch.tensor([2.0, 0, 2]))
+    kept = torch.tensor([[True, True, False, False]] * 3)
+    torch.testing.assert_close(entropy(relevance, kept), torch.tensor([1.0, 0, 1]))
+
+
+def test_top_patches_break_ties_by_number():
+    assert top_patches(torch.tensor([[0.0, 1, 1, 0]]), 3).tolist() == [[True, True, True, False]]
+
+
+def mean_match(worth: torch.Tensor):
+    return lambda images, keep: (worth * keep).sum(1) / keep.sum(1)
+
+
+def test_auto_keeps_the_object_grown_by_one_patch(worth):
+    worth = worth - 0.2
+    keep = keep_mask(mean_match(worth), torch.zeros(2, 1), worth, GRID)
+    assert keep[0].view(GRID)[0:5, 1:6].all()
+    assert keep.float().mean() < 0.8
+
+
+def test_a_defect_inside_the_object_survives(worth):
+    """A defect lowers the relevance of its own patch; a bare top-k would throw it away."""
+    worth[0].view(GRID)[2, 3] = -1.0
+    assert not top_patches(worth, 8)[0].view(GRID)[2, 3]
+    assert keep_mask(mean_match(worth), torch.zeros(2, 1), worth, GRID)[0].view(GRID)[2, 3]
+
+
+def test_grow_fills_a_ring():
+    ring = np.zeros((7, 7), bool)
+    ring[1:6, 1:6] = True
+    ring[2:5, 2:5] = False
+    assert grow(ring)[1:6, 1:6].all()
+
+
+def test_grow_keeps_the_image_edge_open():
+    corner = np.zeros((6, 6), bool)
+    corner[0, 0] = True
+    assert grow(corner).sum() == 4
+
+
+@pytest.mark.parametrize("relevance", [torch.zeros(1, P), torch.full((1, P), -1.0)])
+def test_never_keeps_nothing(relevance):
+    keep = keep_mask(mean_match(relevance), torch.zeros(1, 1), relevance, GRID)
+    assert keep.any()
+
+
+@pytest.mark.parametrize("keep", ["all", 0, 1.5])
+def test_impossible_keep_is_named(worth, keep):
+    with pytest.raises(SettingsError, match="expected auto or a share"):
+        keep_mask(mean_match(worth), torch.zeros(2, 1), worth, GRID, keep=keep)
