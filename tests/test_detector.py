@@ -1,0 +1,92 @@
+"""The parts of the score and how they are joined."""
+
+import numpy as np
+import pytest
+import torch
+
+from cmgcli.detector import BankBuilder, Blend, PatchBank, fit_blend, k_center, patch_features, top_mean
+
+
+def points(count: int, dim: int = 16, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def radius(features: torch.Tensor, chosen: torch.Tensor) -> float:
+    return float(torch.cdist(features, features[chosen]).amin(dim=1).max())
+
+
+def test_k_center_covers_better_than_random_rows():
+    features = points(600)
+    chosen = k_center(features, 60)
+    assert len(chosen.unique()) == 60
+    random = [radius(features, torch.randperm(600, generator=torch.Generator().manual_seed(s))[:60]) for s in range(5)]
+    assert radius(features, chosen) < min(random)
+
+
+def test_k_center_keeps_everything_that_fits_and_survives_duplicates():
+    assert k_center(points(5), 9).tolist() == [0, 1, 2, 3, 4]
+    assert len(k_center(points(1).expand(50, -1), 7).unique()) == 7
+
+
+def test_the_bank_keeps_its_budget_however_many_patches_come():
+    builder = BankBuilder(2, budget=128)
+    for i in range(40):
+        builder.add(points(50, seed=i), i % 2)
+        assert sum(builder.sizes) <= 4 * 128 + 100
+    bank = builder.build()
+    assert len(bank.features) == 128
+    assert torch.bincount(bank.groups).tolist() == [64, 64]
+
+
+def test_only_the_named_groups_are_searched():
+    bank = PatchBank(torch.tensor([[0.0, 0], [10, 0]]), torch.tensor([0, 1]))
+    patch = torch.tensor([[9.0, 0]])
+    assert float(bank.distances(patch, torch.tensor([0]))) == pytest.approx(9)
+    assert float(bank.distances(patch, torch.tensor([1]))) == pytest.approx(1)
+    assert float(bank.distances(patch, torch.tensor([0, 1]))) == pytest.approx(1)
+
+
+def test_patch_features_have_unit_norm():
+    joined = patch_features([points(6).view(2, 3, 16), 5 * points(6, seed=1).view(2, 3, 16)])
+    assert joined.shape == (2, 3, 32)
+    torch.testing.assert_close(joined.norm(dim=-1), torch.ones(2, 3))
+
+
+def test_top_mean_is_the_mean_of_one_per_cent():
+    distances = torch.arange(300.0)
+    assert top_mean(distances, 300) == pytest.approx((299 + 298 + 297) / 3)
+    assert top_mean(distances[:1], 300) == 0
+
+
+def test_a_part_without_signal_gets_no_weight():
+    rng = np.random.default_rng(0)
+    normal, anomalous = rng.normal(size=(300, 3)), rng.normal(size=(300, 3))
+    anomalous[:, 0] += 3
+    anomalous[:, 1] -= 1
+    blend = fit_blend(normal, anomalous)
+    assert blend.weight[0] > 0.85
+    assert blend.weight[1] == 0
+    assert blend.weight.sum() == pytest.approx(1)
+
+
+def test_an_absent_part_counts_for_nothing():
+    rng = np.random.default_rng(0)
+    normal = rng.normal(size=(50, 3))
+    normal[:, 2] = np.nan
+    anomalous = normal + [3, 3, np.nan]
+    blend = fit_blend(normal, anomalous)
+    assert blend.weight[2] == 0
+    assert np.isfinite(blend(normal)).all()
+
+
+def test_a_worse_part_always_gives_a_higher_score():
+    blend = Blend(np.array([1.0, 2, 3]), np.array([0.1, 1, 2]), np.array([0.2, 0.3, 0.5]))
+    base = np.array([1.0, 2, 3])
+    for k in range(3):
+        worse = base + np.linspace(-5, 500, 50)[:, None] * np.eye(3)[k]
+        assert (np.diff(blend(worse)) > 0).all()
+
+
+def test_constant_normals_do_not_divide_by_zero():
+    blend = fit_blend(np.zeros((5, 3)), np.ones((5, 3)))
+    assert np.isfinite(blend(np.array([[0.0, 0, 0], [1, 1, 1]]))).all()

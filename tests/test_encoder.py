@@ -1,0 +1,152 @@
+"""Loading weights, and encoding with tokens removed, against a forward pass written out here."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from cmgcli import encoder as encoding
+from cmgcli.encoder import load_encoder
+from cmgcli.errors import EncoderError
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_folder):
+    return load_encoder(f"local-dir:{tiny_folder}", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def builtin():
+    return load_encoder("builtin", device="cpu")
+
+
+def images(count: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (40 + 7 * i, 50, 3), dtype=np.uint8) for i in range(count)]
+
+
+def slow_embedding(encoder, pixels: torch.Tensor, index: list[int]) -> torch.Tensor:
+    """One image through the tower, token by token removed before the blocks."""
+    tower = encoder.model.visual
+    tokens = tower.conv1(pixels[None]).flatten(2).transpose(1, 2)[0] + tower.positional_embedding[1:]
+    first = tower.class_embedding + tower.positional_embedding[0]
+    x = tower.ln_pre(torch.stack([first, *[tokens[i] for i in index]]))[None]
+    for block in tower.transformer.resblocks:
+        x = block(x)
+    x = tower.ln_post(x)[0]
+    pooled = (x[1:].mean(0) if tower.pool_type == "avg" else x[0]) @ tower.proj
+    return pooled / pooled.norm()
+
+
+@pytest.mark.parametrize("name", ["tiny", "builtin"])
+def test_removed_tokens_are_never_computed(name, request):
+    encoder = request.getfixturevalue(name)
+    pixels = encoder.preprocess(images(2))
+    index = torch.tensor([[0, 3, 5, 9], [1, 2, 14, 15]])
+    features = encoder.encode_image(pixels, index=index, layers=encoder.feature_layers)
+    for row in range(2):
+        torch.testing.assert_close(features.embedding[row], slow_embedding(encoder, pixels[row], index[row].tolist()), atol=1e-5, rtol=0)
+    assert features.patches[0].shape == (2, 4, encoder.width)
+    assert encoder.gather.index is None
+
+
+@pytest.mark.parametrize("name", ["tiny", "builtin"])
+def test_keeping_every_token_is_the_whole_image(name, request):
+    encoder = request.getfixturevalue(name)
+    pixels = encoder.preprocess(images(1))
+    everything = torch.arange(encoder.patch_count)[None]
+    whole = encoder.encode_image(pixels).embedding
+    torch.testing.assert_close(encoder.encode_image(pixels, index=everything).embedding, whole, atol=1e-6, rtol=0)
+    torch.testing.assert_close(whole, torch.nn.functional.normalize(encoder.model.encode_image(pixels), dim=1), atol=1e-6, rtol=0)
+
+
+def test_the_builtin_embedding_is_the_mean_of_its_dense_tokens(builtin):
+    features = builtin.encode_image(builtin.preprocess(images(2)))
+    mean = torch.nn.functional.normalize(features.dense.mean(1), dim=1)
+    torch.testing.assert_close(features.embedding, mean, atol=1e-5, rtol=0)
+    assert builtin.averages
+
+
+def test_images_are_squashed_never_cropped(tiny):
+    image = np.zeros((20, 400, 3), np.uint8)
+    image[:, :40] = 255
+    image[:, 360:] = 255
+    pixels = tiny.preprocess([image])[0]
+    assert pixels.shape == (3, 32, 32)
+    assert pixels[0, :, 0].min() > pixels[0, :, 16].max()
+    assert pixels[0, :, -1].min() > pixels[0, :, 16].max()
+
+
+def test_text_features_have_unit_norm_and_ignore_the_batch(tiny):
+    texts = [f"part number {i}" for i in range(300)]
+    together = tiny.encode_text(texts)
+    assert together.shape == (300, 16)
+    torch.testing.assert_close(together.norm(dim=1), torch.ones(300))
+    torch.testing.assert_close(tiny.encode_text(texts[299:]), together[299:], atol=1e-6, rtol=0)
+
+
+def test_weights_from_a_file(tiny, tiny_folder):
+    again = load_encoder(f"tiny-vit@{tiny_folder / 'open_clip_model.safetensors'}", device="cpu")
+    assert again.sha256 == tiny.sha256
+    assert load_encoder("builtin", device="cpu").sha256 != tiny.sha256
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("bultin", "expected builtin, NAME/TAG, NAME@FILE or local-dir:DIR"),
+        ("ViT-B16/openai", "did you mean ViT-B-16"),
+        ("ViT-B-16/openia", "no weights named openia; ViT-B-16 has openai"),
+        ("ViT-B-16@missing.safetensors", "no weight file missing.safetensors"),
+        ("local-dir:missing", "no such directory"),
+    ],
+)
+def test_names_that_cannot_be_loaded_say_what_can(name, message):
+    with pytest.raises(EncoderError, match=message):
+        load_encoder(name, device="cpu")
+
+
+def test_missing_pretrained_weights_are_an_error_never_random(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(EncoderError, match="Hugging Face cache"):
+        load_encoder("ViT-B-32/laion2b_s34b_b79k", device="cpu")
+
+
+def test_weights_of_another_shape_are_an_error(tiny_folder):
+    with pytest.raises(EncoderError, match="could not be loaded"):
+        load_encoder(f"ViT-B-32@{tiny_folder / 'open_clip_model.safetensors'}", device="cpu")
+
+
+def test_a_residual_network_says_that_a_transformer_is_expected(tmp_path):
+    import open_clip
+
+    path = tmp_path / "rn.pt"
+    torch.save(open_clip.create_model("RN50", pretrained_image=False).state_dict(), path)
+    with pytest.raises(EncoderError, match="expected a plain open_clip vision transformer"):
+        load_encoder(f"RN50@{path}", device="cpu")
+
+
+def test_damaged_builtin_weights_name_the_checksum(monkeypatch, tmp_path):
+    shutil.copytree(encoding.WEIGHTS, tmp_path / "weights")
+    path = tmp_path / "weights" / "cmg-builtin.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 0xFF
+    path.write_bytes(content)
+    monkeypatch.setattr(encoding, "WEIGHTS", tmp_path / "weights")
+    with pytest.raises(EncoderError, match="expected checksum [0-9a-f]{16}, got [0-9a-f]{16}"):
+        load_encoder("builtin", device="cpu")
+    path.unlink()
+    with pytest.raises(EncoderError, match="missing or damaged"):
+        load_encoder("builtin", device="cpu")
+
+
+def test_a_gpu_that_is_absent_is_an_error():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(EncoderError, match="no GPU"):
+        load_encoder("builtin", device="cuda")

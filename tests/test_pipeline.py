@@ -1,0 +1,190 @@
+"""Fit, score and mask as a whole, on a small line and a real model."""
+
+import numpy as np
+import pytest
+import torch
+
+import cmgcli
+from cmgcli.dataset import caption_lookup, read_dataset
+from cmgcli.errors import CheckpointError, DatasetError, ImageError
+from cmgcli.images import write_png
+from cmgcli.pipeline import Model
+
+
+def captions_of(folder):
+    return caption_lookup(read_dataset(folder, folder / "metadata.csv").records)
+
+
+def test_images(folder):
+    return sorted((folder / "images").glob("test*"))
+
+
+test_images.__test__ = False
+
+
+@pytest.fixture(scope="module")
+def rows(small_model, small_line):
+    return list(small_model.score(test_images(small_line), captions_of(small_line)))
+
+
+def test_one_row_per_image_in_order_with_every_part(rows, small_line):
+    assert [row.file for row in rows] == [str(path) for path in test_images(small_line)]
+    for row in rows:
+        assert row.error == ""
+        assert all(np.isfinite([row.score, row.image_score, row.patch_score, row.head_score, row.match]))
+        assert 0 < row.p_value <= 1 and 0 < row.kept <= 1 and row.anomalous in (0, 1)
+        assert row.caption.startswith("a photo of a")
+    assert len({row.score for row in rows}) == len(rows)
+
+
+def test_scores_are_equal_after_save_and_load(rows, model_file, small_line):
+    again = list(Model.load(model_file, device="cpu").score(test_images(small_line), captions_of(small_line)))
+    assert again == rows
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_scores_do_not_depend_on_the_batch_size(rows, small_model, small_line, batch_size):
+    others = list(small_model.score(test_images(small_line), captions_of(small_line), batch_size=batch_size))
+    for row, other in zip(rows, others, strict=True):
+        for name in ("score", "image_score", "patch_score", "head_score", "match"):
+            assert getattr(other, name) == pytest.approx(getattr(row, name), abs=1e-4)
+        assert (other.anomalous, other.kept) == (row.anomalous, row.kept)
+
+
+def test_a_damaged_image_costs_its_own_row_only(rows, small_model, small_line, tmp_path):
+    good = test_images(small_line)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(good[0].read_bytes()[:2000])
+    results = list(small_model.score([good[0], broken, good[1]], captions_of(small_line)))
+    assert [bool(row.error) for row in results] == [False, True, False]
+    assert results[1].score is None
+    assert results[0].score == pytest.approx(rows[0].score, abs=1e-4)
+    assert results[2].score == pytest.approx(rows[1].score, abs=1e-4)
+
+
+def test_without_a_caption_a_stored_one_is_chosen(small_model, small_line):
+    row = next(small_model.score(test_images(small_line)[:1]))
+    assert row.caption in small_model.detector.language.captions
+
+
+def test_a_caption_never_seen_at_fit_scores(small_model, small_line):
+    path = test_images(small_line)[0]
+    row = next(small_model.score([path], {path.resolve(): "a wooden spoon"}))
+    assert np.isfinite(row.score) and row.caption == "a wooden spoon"
+
+
+def test_maps_are_in_the_frame_of_the_image(small_model, small_line, tmp_path):
+    wide = tmp_path / "wide.png"
+    write_png(wide, np.random.default_rng(0).integers(0, 255, (50, 130, 3), dtype=np.uint8))
+    inspection = next(small_model.inspect([wide], maps=True))
+    assert inspection.anomaly_map.shape == (50, 130)
+    assert np.isfinite(inspection.anomaly_map).all()
+
+
+@pytest.mark.parametrize(("cmer", "cmle"), [(False, False), (True, False), (False, True)])
+def test_the_ablations_fit_and_score(small_line, cmer, cmle):
+    model = cmgcli.fit(small_line, small_line / "metadata.csv", cmer=cmer, cmle=cmle, adapt=False, device="cpu")
+    row = next(model.score(test_images(small_line)[:1], captions_of(small_line)))
+    assert np.isfinite(row.score) and row.head_score is None
+    assert (row.kept == 1) is (not cmer)
+
+
+def test_identical_captions_without_cmer_are_the_baseline(small_line):
+    options = {"caption": "a part", "cmer": False, "adapt": False, "device": "cpu"}
+    guided = cmgcli.fit(small_line / "images", cmle=True, **options)
+    plain = cmgcli.fit(small_line / "images", cmle=False, **options)
+    paths = test_images(small_line)
+    for a, b in zip(guided.score(paths), plain.score(paths), strict=True):
+        assert a.score == pytest.approx(b.score, abs=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_images_fit_and_say_what_they_promise(small_line, tmp_path, count):
+    for path in sorted((small_line / "images").glob("train*"))[:count]:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    model = cmgcli.fit(tmp_path, caption="a part", adapt_steps=1, device="cpu")
+    assert model.detector.calibration.promised_rate == pytest.approx(1 / (1 + count // 2))
+    assert all(np.isfinite(row.score) for row in model.score(test_images(small_line)[:2]))
+
+
+def test_odd_images_fit_and_score(tmp_path):
+    rng = np.random.default_rng(0)
+    pictures = [np.full((1, 1, 3), 9, np.uint8), np.zeros((40, 40), np.uint8), rng.integers(0, 255, (30, 300, 3), dtype=np.uint8)]
+    for i, picture in enumerate(pictures):
+        write_png(tmp_path / f"{i}.png", picture)
+    model = cmgcli.fit(tmp_path, caption="anything", adapt_steps=1, device="cpu")
+    assert all(np.isfinite(row.score) for row in model.score(sorted(tmp_path.glob("*.png"))))
+
+
+def test_a_broken_training_image_is_named(small_line, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"not an image")
+    with pytest.raises(ImageError, match="bad.png.*mend or remove it"):
+        cmgcli.fit(tmp_path, caption="a part", device="cpu")
+
+
+def test_only_anomalous_images_cannot_be_fitted(small_line, tmp_path):
+    source = (small_line / "metadata.csv").read_text().splitlines()
+    file = tmp_path / "bad.csv"
+    file.write_text("\n".join([source[0], *(line for line in source if ",test,1," in line)]) + "\n")
+    with pytest.raises(DatasetError, match="no normal training image"):
+        cmgcli.fit(small_line, file, allow_missing=True, device="cpu")
+
+
+def test_sampled_and_occlusion_relevance_fit_on_any_tower(tiny_folder, small_line):
+    for relevance in ("sampled", "occlusion"):
+        model = cmgcli.fit(
+            small_line, small_line / "metadata.csv", encoder=f"local-dir:{tiny_folder}", relevance=relevance, adapt=False, device="cpu"
+        )
+        assert np.isfinite(next(model.score(test_images(small_line)[:1])).score)
+    assert cmgcli.fit(small_line, small_line / "metadata.csv", encoder=f"local-dir:{tiny_folder}", adapt=False).detector.settings.relevance == "sampled"
+
+
+def test_mask_gives_entropy_and_match(small_line):
+    results = list(cmgcli.mask(small_line, small_line / "metadata.csv", device="cpu"))
+    assert len(results) == 36
+    for result in results:
+        assert result.row.entropy_after <= result.row.entropy_before + 1e-6
+        assert result.view.keep.shape == result.view.relevance.shape
+        assert result.row.kept == pytest.approx(result.view.keep.mean())
+
+
+def test_a_model_of_another_encoder_is_refused(tiny_folder, small_line, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    copy = tmp_path / "tiny"
+    copy.mkdir()
+    for path in tiny_folder.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    model = cmgcli.fit(small_line, small_line / "metadata.csv", encoder=f"local-dir:{copy}", adapt=False, relevance="sampled", device="cpu")
+    model.save(tmp_path / "m.cmg")
+    weights = load_file(copy / "open_clip_model.safetensors")
+    save_file({k: v + (0.01 if v.dtype == torch.float32 else 0) for k, v in weights.items()}, copy / "open_clip_model.safetensors")
+    with pytest.raises(CheckpointError, match="other weights of encoder"):
+        Model.load(tmp_path / "m.cmg", device="cpu")
+
+
+@pytest.mark.parametrize("damage", ["text", "truncated", "foreign"])
+def test_a_file_that_is_no_model_is_named(model_file, tmp_path, damage):
+    path = tmp_path / "m.cmg"
+    if damage == "text":
+        path.write_text("hello")
+    elif damage == "truncated":
+        path.write_bytes(model_file.read_bytes()[:-1000])
+    else:
+        from safetensors.torch import save_file
+
+        save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match="not a cmg model"):
+        Model.load(path)
+
+
+def test_saving_replaces_the_file_at_once_or_not_at_all(small_model, tmp_path):
+    path = tmp_path / "m.cmg"
+    small_model.save(path)
+    small_model.save(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["m.cmg"]
+
+
+def test_the_same_seed_gives_the_same_model(small_line, small_model, rows):
+    again = cmgcli.fit(small_line, small_line / "metadata.csv", false_alarm=0.1, adapt_steps=4, device="cpu")
+    assert list(again.score(test_images(small_line), captions_of(small_line))) == rows
