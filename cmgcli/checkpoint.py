@@ -99,7 +99,8 @@ def load(path: Path) -> Detector:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            # a copy is aligned like any tensor; a view into the file is not, and sums differ in their last bit
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
     except FileNotFoundError as error:
         raise CheckpointError(f"no model {path}; make one with: cmg fit --images DIR --captions FILE --out {path}") from error
     except (OSError, SafetensorError) as error:

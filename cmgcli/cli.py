@@ -284,7 +284,8 @@ def score(
             lookup = caption_lookup(read_dataset(images or captions.parent, captions, allow_missing=True).records)
         if "-" in paths and len(paths) > 1:
             raise SettingsError("- reads all paths from standard input; give it alone")
-        files = stdin_paths(null) if paths == ["-"] else find_images(paths)
+        live = paths == ["-"]
+        files = stdin_paths(null) if live else find_images(paths)
         if maps is not None:
             make_directory(maps)
         from cmgcli.pipeline import Model
@@ -296,7 +297,7 @@ def score(
         used: set[str] = set()
         with output(out) as stream:
             write = report.row_writer(stream)
-            for inspection in fitted.inspect(files, lookup, maps=maps is not None, **given(batch_size=batch_size)):
+            for inspection in fitted.inspect(files, lookup, live=live, maps=maps is not None, **given(batch_size=batch_size)):
                 if inspection.anomaly_map is not None:
                     picture = report.map_overlay(inspection.view.image, inspection.anomaly_map, low=MAP_LOW, high=MAP_HIGH)
                     write_png(maps / f"{unused_stem(inspection.row.file, used)}_map.png", picture)

@@ -135,13 +135,15 @@ def top_patches(relevance: Tensor, count: int) -> Tensor:
 
 
 def keep_mask(
-    match: Match, images: Tensor, relevance: Tensor, grid: tuple[int, int], *, keep: float | str = "auto", tolerance: float = 0.03
+    match: Match, images: Tensor, relevance: Tensor, grid: tuple[int, int], *, keep: float | str = "auto", tolerance: float = 0.1
 ) -> Tensor:
-    """The keep mask (B, P) bool: few patches, nearly the whole match, and no hole where a defect could fall through.
+    """The keep mask (B, P) bool: nearly the best match, and no hole where a defect could fall through.
 
-    ``auto`` evaluates the nested top-k sets of `KEEP_SIZES` and takes the smallest whose match is within ``tolerance``
-    (of the match's own range over the sizes, at least 0.01 in cosine) of the best; a number keeps that share. A defect
-    lowers the match of its own patch, so the set is then closed, its holes are filled and it is grown by one patch.
+    ``auto`` evaluates the nested top-k sets of `KEEP_SIZES` and takes the *largest* whose match is within ``tolerance``
+    (of the match's own range over the sizes, at least 0.01 in cosine) of the best: what does not lower the match may
+    stay, because a part of an object matches its caption as well as the whole, and the rest of the object is where a
+    defect may be (``tests/benchmarks/keep_rule.py`` compares it with the smallest set). A number keeps that share. A
+    defect lowers the match of its own patch, so the set is then closed, its holes are filled and it is grown by one patch.
 
     Raises:
         SettingsError: ``keep`` is neither ``auto`` nor in (0, 1].
@@ -152,8 +154,9 @@ def keep_mask(
         matches = torch.stack([match(images, top_patches(relevance, size)) for size in sizes], dim=1)  # (B, sizes)
         best, worst = matches.amax(1, keepdim=True), matches.amin(1, keepdim=True)
         slack = (tolerance * (best - worst)).clamp(min=0.01)
-        first = (matches >= best - slack).to(torch.int8).argmax(dim=1)  # (B,)
-        chosen = torch.tensor(sizes, device=relevance.device)[first]
+        within = (matches >= best - slack).to(torch.int8)
+        last = len(sizes) - 1 - within.flip(1).argmax(dim=1)  # (B,)
+        chosen = torch.tensor(sizes, device=relevance.device)[last]
     elif isinstance(keep, int | float) and 0 < keep <= 1:
         chosen = torch.full((len(images),), max(1, round(keep * patches)), device=relevance.device)
     else:

@@ -19,14 +19,16 @@ BATCH = 16
 PATIENCE = 0.05
 
 
-def decoded(paths: Iterable[Path | str], *, batch_size: int = BATCH) -> Iterator[list[Decoded]]:
+def decoded(paths: Iterable[Path | str], *, batch_size: int = BATCH, live: bool = False) -> Iterator[list[Decoded]]:
     """Batches of (path, image) in the order of the paths; a file that fails gives its error in place of the image.
 
-    Two threads decode ahead, at most two batches. A source that stops delivering for `PATIENCE` seconds, such as a
-    camera's pipe, is not waited for: what is there goes on as a smaller batch.
+    Two threads decode ahead, at most two batches.
 
     Args:
         paths: any iterable, read in a thread of its own; an error it raises is raised here.
+        live: the paths come as they are made, as from a camera's pipe: a source that delivers nothing for `PATIENCE`
+            seconds is not waited for, what is there goes on as a smaller batch. Otherwise every batch but the last is
+            full, whatever the timing.
     """
     pending: queue.Queue[tuple[Path | str, Future] | BaseException | None] = queue.Queue(2 * batch_size)
     stopped = threading.Event()
@@ -51,13 +53,13 @@ def decoded(paths: Iterable[Path | str], *, batch_size: int = BATCH) -> Iterator
     pool = ThreadPoolExecutor(2)
     threading.Thread(target=feed, daemon=True).start()
     try:
-        yield from _batches(pending, batch_size)
+        yield from _batches(pending, batch_size, PATIENCE if live else None)
     finally:
         stopped.set()
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _batches(pending: queue.Queue, batch_size: int) -> Iterator[list[Decoded]]:
+def _batches(pending: queue.Queue, batch_size: int, patience: float | None) -> Iterator[list[Decoded]]:
     while True:
         batch, item = [], pending.get()
         while isinstance(item, tuple):
@@ -66,7 +68,7 @@ def _batches(pending: queue.Queue, batch_size: int) -> Iterator[list[Decoded]]:
             if len(batch) == batch_size:
                 break
             try:
-                item = pending.get(timeout=PATIENCE)
+                item = pending.get(timeout=patience)
             except queue.Empty:
                 break
         if batch:

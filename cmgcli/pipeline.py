@@ -77,17 +77,24 @@ class Model:
             yield inspection.row
 
     def inspect(
-        self, paths: Iterable[Path | str], captions: Mapping[Path, str] | None = None, *, batch_size: int = BATCH, maps: bool = False
+        self,
+        paths: Iterable[Path | str],
+        captions: Mapping[Path, str] | None = None,
+        *,
+        batch_size: int = BATCH,
+        live: bool = False,
+        maps: bool = False,
     ) -> Iterator[Inspection]:
         """Score images one batch after the other; a file that cannot be read gives a row with `error`.
 
         Args:
             captions: caption by resolved path. An image without one gets the stored caption that explains it best.
             batch_size: images per forward pass; it does not change a score.
+            live: the paths come as they are made; see `loader.decoded`.
             maps: also compute anomaly maps.
         """
         known: dict[str, Tensor] = dict(zip(self.detector.language.captions, self.detector.language.text, strict=True))
-        for batch in decoded(paths, batch_size=batch_size):
+        for batch in decoded(paths, batch_size=batch_size, live=live):
             given = [(captions or {}).get(Path(name).resolve()) for name, _ in batch]
             for caption in {c for c in given if c is not None and c not in known}:
                 known[caption] = self.encoder.encode_text([caption])[0].cpu()

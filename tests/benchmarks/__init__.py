@@ -1,0 +1,1 @@
+"""Figures, not verdicts: ``python -m tests.benchmarks.NAME`` prints them."""

@@ -1,0 +1,81 @@
+"""Decoding ahead: order, full batches, live sources, errors of the source."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cmgcli.errors import ImageError
+from cmgcli.images import write_png
+from cmgcli.loader import ImageStore, decoded
+
+
+@pytest.fixture
+def files(tmp_path) -> list[Path]:
+    paths = [tmp_path / f"{i}.png" for i in range(7)]
+    for i, path in enumerate(paths):
+        write_png(path, np.full((4, 5, 3), i, np.uint8))
+    return paths
+
+
+def test_batches_are_full_and_in_order(files):
+    batches = list(decoded(iter(files), batch_size=3))
+    assert [len(batch) for batch in batches] == [3, 3, 1]
+    for i, (path, image) in enumerate(sum(batches, [])):
+        assert path == files[i] and (image == i).all()
+
+
+def test_a_bad_file_gives_its_error_in_place(files):
+    files[1].write_bytes(b"no image")
+    images = [image for batch in decoded(files) for _, image in batch]
+    assert [isinstance(image, ImageError) for image in images] == [False, True] + [False] * 5
+
+
+def test_a_live_source_is_not_waited_for(files):
+    more = threading.Event()
+
+    def camera():
+        yield from files[:2]
+        assert more.wait(10)
+        yield files[2]
+
+    batches = decoded(camera(), batch_size=16, live=True)
+    seen = [path for path, _ in next(batches)]
+    while len(seen) < 2:
+        seen += [path for path, _ in next(batches)]
+    assert seen == files[:2]
+    more.set()
+    assert [path for path, _ in next(batches)] == [files[2]]
+    assert list(batches) == []
+
+
+def test_an_error_of_the_source_reaches_the_consumer(files):
+    def broken():
+        yield files[0]
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        list(decoded(broken()))
+
+
+def test_leaving_early_stops_the_source(files):
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(1)
+            yield files[0]
+
+    batches = decoded(endless(), batch_size=2)
+    next(batches)
+    batches.close()
+    assert len(taken) < 50
+
+
+def test_the_store_holds_what_its_budget_allows(files):
+    store = ImageStore(files, budget=130)  # two images of 60 bytes
+    for _ in range(2):
+        for i in range(7):
+            assert (store[i] == i).all()
+    assert len(store.held) == 2
