@@ -380,6 +380,7 @@ def evaluate(
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Write all metrics as JSON.")] = None,
     device: DeviceOption = None,
     batch_size: BatchSize = None,
+    allow_missing: AllowMissing = False,
 ) -> None:
     """Evaluate a model on labelled images; gates for continuous integration.
 
@@ -391,8 +392,9 @@ def evaluate(
 
         fitted = Model.load(model, **given(device=device))
         with progress_bar() as progress:
-            result = evaluation.evaluate(fitted, images, labels, progress=progress, **given(batch_size=batch_size))
-            table = evaluation.ablate(fitted, images, labels, adapt_steps=adapt_steps, progress=progress) if ablate else {}
+            options = given(allow_missing=allow_missing or None)
+            result = evaluation.evaluate(fitted, images, labels, progress=progress, **options, **given(batch_size=batch_size))
+            table = evaluation.ablate(fitted, images, labels, adapt_steps=adapt_steps, progress=progress, **options) if ablate else {}
         print_tables(report, evaluation, result, table)
         if json_file is not None:
             content = result.as_dict() | {"ablation": {name: row.as_dict() for name, row in table.items()}}

@@ -56,7 +56,13 @@ class Evaluation:
 
 
 def evaluate(
-    model: Model, images: Path | str, labels: Path | str | None = None, *, batch_size: int = BATCH, progress: Progress | None = None
+    model: Model,
+    images: Path | str,
+    labels: Path | str | None = None,
+    *,
+    batch_size: int = BATCH,
+    allow_missing: bool = False,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Score the labelled test images and compare.
 
@@ -66,7 +72,7 @@ def evaluate(
     Raises:
         DatasetError: no label, or only one class; says which.
     """
-    dataset = read_dataset(Path(images), None if labels is None else Path(labels))
+    dataset = read_dataset(Path(images), None if labels is None else Path(labels), allow_missing=allow_missing)
     return evaluate_records(model, labelled(test_records(dataset.records), labels or images), batch_size=batch_size, progress=progress)
 
 
@@ -161,6 +167,7 @@ def ablate(
     *,
     adapt_steps: int = 0,
     seed: int = 0,
+    allow_missing: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Evaluation]:
     """Fit and evaluate baseline, +CMER, +CMLE and CMG with the model's other settings, and each with the head too.
@@ -169,7 +176,7 @@ def ablate(
         labels: a dataset file with both splits: train to fit, test to judge.
         adapt_steps: steps of the head in the second half of the table; 0 leaves that half out.
     """
-    dataset = read_dataset(Path(images), None if labels is None else Path(labels))
+    dataset = read_dataset(Path(images), None if labels is None else Path(labels), allow_missing=allow_missing)
     train = training_records(dataset.records)
     test = labelled(test_records(dataset.records), labels or images)
     if not train:
