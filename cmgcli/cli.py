@@ -168,6 +168,12 @@ def version(show: bool) -> None:
 @app.callback()
 def main(show_version: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Print versions and exit.")] = False) -> None:
     """Visual inspection that learns what normal looks like from good images and their captions."""
+    import logging
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("cmg: %(message)s"))
+    logging.getLogger("cmgcli").handlers = [handler]
+    logging.getLogger("cmgcli").setLevel(logging.WARNING)
 
 
 # ---- commands

@@ -13,7 +13,8 @@ import difflib
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,7 +172,8 @@ def load_encoder(name: str = "builtin", *, device: str = "auto") -> Encoder:
 
     Args:
         name: ``builtin``; ``NAME/TAG``, open_clip's pretrained weights from the Hugging Face cache or hub;
-            ``NAME@FILE``, an open_clip architecture with weights on disk; ``local-dir:DIR``, an open_clip folder.
+            ``NAME@FILE``, an open_clip architecture with weights on disk; ``local-dir:DIR`` or ``hf-hub:ORG/REPO``, an
+            open_clip folder on disk or in the cache.
         device: auto, cpu or cuda.
     Raises:
         EncoderError: the name is unknown, or the weights are missing or damaged; it names the remedy.
@@ -179,10 +181,11 @@ def load_encoder(name: str = "builtin", *, device: str = "auto") -> Encoder:
     import open_clip
 
     device = choose_device(device)
-    logging.getLogger("root").setLevel(logging.ERROR)  # open_clip announces each step on the root logger
     if name == "builtin":
         return _load_builtin(device)
-    if name.startswith("local-dir:"):
+    if name.startswith("hf-hub:"):
+        architecture, pretrained = name, None
+    elif name.startswith("local-dir:"):
         if not Path(name.removeprefix("local-dir:")).is_dir():
             raise EncoderError(f"encoder {name}: no such directory; expected a folder with open_clip_config.json and weights")
         architecture, pretrained = name, None
@@ -196,21 +199,38 @@ def load_encoder(name: str = "builtin", *, device: str = "auto") -> Encoder:
         raise EncoderError(f"encoder {name}: expected builtin, NAME/TAG, NAME@FILE or local-dir:DIR{_suggest(name)}")
     if pretrained is not None and architecture not in open_clip.list_models():
         raise EncoderError(f"encoder {name}: open_clip knows no model {architecture}{_suggest(architecture)}")
-    if "/" in name and "@" not in name and pretrained is not None:
+    quick_gelu = False  # the activation that some weights were trained with; the wrong one would only be warned of
+    if pretrained is not None and "@" not in name:
         tags = open_clip.list_pretrained_tags_by_model(architecture)
         if pretrained not in tags:
             raise EncoderError(f"encoder {name}: no weights named {pretrained}; {architecture} has {', '.join(tags) or 'none'}")
+        quick_gelu = bool(open_clip.get_pretrained_cfg(architecture, pretrained).get("quick_gelu"))
     try:
-        model = open_clip.create_model(architecture, pretrained=pretrained, require_pretrained=True, device="cpu")
-        tokenizer = open_clip.get_tokenizer(architecture)
+        with quiet_open_clip():
+            model = open_clip.create_model(
+                architecture, pretrained=pretrained, require_pretrained=True, force_quick_gelu=quick_gelu, device="cpu"
+            )
+            tokenizer = open_clip.get_tokenizer(architecture)
     except Exception as error:  # noqa: BLE001 - open_clip, huggingface_hub, torch and safetensors each raise their own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise EncoderError(
             f"encoder {name}: the weights could not be loaded ({reason}); without a network, put them into the Hugging Face "
-            f"cache (HF_HOME) or give the file as {architecture.split(':')[0]}@FILE"
+            "cache (HF_HOME), or give them as NAME@FILE or local-dir:DIR"
         ) from error
     config = open_clip.get_model_preprocess_cfg(model)
     return Encoder(name, model, tokenizer, mean=config["mean"], std=config["std"], device=device)
+
+
+@contextmanager
+def quiet_open_clip() -> Iterator[None]:
+    """open_clip announces each step on the root logger; what goes wrong reaches the user as an error of ours."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
 
 
 def _suggest(architecture: str) -> str:
@@ -225,7 +245,8 @@ def builtin_model() -> nn.Module:
     import open_clip
 
     open_clip.add_model_config(WEIGHTS / f"{BUILTIN}.json")
-    return open_clip.create_model(BUILTIN, device="cpu")
+    with quiet_open_clip():
+        return open_clip.create_model(BUILTIN, device="cpu")
 
 
 def builtin_tokenizer():

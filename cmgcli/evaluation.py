@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 
 from cmgcli import metrics
-from cmgcli.dataset import Record, read_dataset, test_records, training_records
+from cmgcli.dataset import Record, test_records, training_records
 from cmgcli.encoder import Encoder
 from cmgcli.errors import DatasetError
 from cmgcli.images import read_mask
 from cmgcli.loader import BATCH
-from cmgcli.pipeline import Model, Progress, fit_records
+from cmgcli.pipeline import Model, Progress, fit_records, read_records
 
 MAP_SIDE = 256
 PAPER_GAIN = 0.1681
@@ -72,8 +72,8 @@ def evaluate(
     Raises:
         DatasetError: no label, or only one class; says which.
     """
-    dataset = read_dataset(Path(images), None if labels is None else Path(labels), allow_missing=allow_missing)
-    return evaluate_records(model, labelled(test_records(dataset.records), labels or images), batch_size=batch_size, progress=progress)
+    records = read_records(images, labels, allow_missing=allow_missing)
+    return evaluate_records(model, labelled(test_records(records), labels or images), batch_size=batch_size, progress=progress)
 
 
 def labelled(records: Sequence[Record], source: Path | str) -> tuple[Record, ...]:
@@ -176,9 +176,9 @@ def ablate(
         labels: a dataset file with both splits: train to fit, test to judge.
         adapt_steps: steps of the head in the second half of the table; 0 leaves that half out.
     """
-    dataset = read_dataset(Path(images), None if labels is None else Path(labels), allow_missing=allow_missing)
-    train = training_records(dataset.records)
-    test = labelled(test_records(dataset.records), labels or images)
+    records = read_records(images, labels, allow_missing=allow_missing)
+    train = training_records(records)
+    test = labelled(test_records(records), labels or images)
     if not train:
         raise DatasetError(f"{labels or images}: the ablation fits its own models and needs rows with split train")
     table = {}

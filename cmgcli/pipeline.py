@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,10 @@ from cmgcli.loader import BATCH, ImageStore, decoded
 from cmgcli.report import MaskRow, Row
 from cmgcli.view import View, choose_relevance, look
 
+logger = logging.getLogger(__name__)
+
 Progress = Callable[[str, int, int], None]
+FEWEST_TO_TUNE = 4
 
 
 
@@ -189,6 +193,16 @@ def anomaly_map(detector: Detector, view: View, parts: Parts) -> np.ndarray:
     return total
 
 
+def read_records(
+    images: Path | str, captions: Path | str | None = None, *, caption: str | None = None, allow_missing: bool = False
+) -> tuple[Record, ...]:
+    """`dataset.read_dataset`; what `allow_missing` leaves out is logged, one warning each."""
+    dataset = read_dataset(Path(images), None if captions is None else Path(captions), caption=caption, allow_missing=allow_missing)
+    for sentence in dataset.missing:
+        logger.warning("left out: %s", sentence)
+    return dataset.records
+
+
 def fit(
     images: Path | str,
     captions: Path | str | None = None,
@@ -227,8 +241,7 @@ def fit(
     Raises:
         CmgError: input, settings or weights that cannot be used.
     """
-    dataset = read_dataset(Path(images), None if captions is None else Path(captions), caption=caption, allow_missing=allow_missing)
-    records = training_records(dataset.records)
+    records = training_records(read_records(images, captions, caption=caption, allow_missing=allow_missing))
     if not records:
         raise DatasetError(f"{captions or images}: no normal training image; expected rows with split train (or none) and label 0 (or none)")
     tower = load_encoder(encoder, device=device)
@@ -284,8 +297,9 @@ def fit_records(
     flat = Blend(np.zeros(3), np.ones(3), np.array([0.5, 0.5, 0.0]))
     draft = Model(Detector(settings, language, bank, head, flat, np.array([[0.0, 1.0]] * 2), empty, len(chosen)), encoder)
 
-    reference = parts.tune if len(parts.tune) >= 4 else parts.tune + parts.calibration or parts.fit
-    draft = _tune(draft, [records[i] for i in reference], batch_size, seed, report)
+    # the calibration images must not be touched here, or the promise of the threshold would be void
+    enough = len(parts.tune) >= FEWEST_TO_TUNE
+    draft = _tune(draft, [records[i] for i in parts.tune] if enough else chosen, not enough, batch_size, seed, report)
     scores, groups = _calibration_scores(draft, [records[i] for i in parts.calibration], batch_size, report)
     calibration = calibrate(scores, groups, false_alarm=false_alarm)
     return replace(draft, detector=replace(draft.detector, calibration=calibration))
@@ -345,13 +359,17 @@ def _adapt(chosen, keeps, encoder: Encoder, settings: Settings, steps: int, seed
     )
 
 
-def _tune(model: Model, records: Sequence[Record], batch_size: int, seed: int, report) -> Model:
-    """Standardise and weight the parts on held-out normals, the same with drawn defects, and the same under a wrong caption."""
+def _tune(model: Model, records: Sequence[Record], mirrored: bool, batch_size: int, seed: int, report) -> Model:
+    """Standardise and weight the parts on held-out normals, the same with drawn defects, and the same under a wrong caption.
+
+    Where too few images are held out, the mirror images of those that were fitted stand in.
+    """
     rng = np.random.default_rng(seed)
     language = model.detector.language
     normal, anomalous, peaks = [], [], []
     done = 0
     for rows, images in _read_all(records, batch_size):
+        images = [np.ascontiguousarray(image[:, ::-1]) for image in images] if mirrored else images
         texts = list(model.encoder.encode_text([record.text for record in rows]).cpu())
         views = look_with(model, images, texts)
         weights = [language.weights_of(text) for text in texts]
@@ -410,14 +428,14 @@ def mask(
     allow_missing: bool = False,
 ) -> Iterator[MaskResult]:
     """Run CMER alone: one result per record, in order. The arguments are those of `fit`."""
-    dataset = read_dataset(Path(images), None if captions is None else Path(captions), caption=caption, allow_missing=allow_missing)
+    records = read_records(images, captions, caption=caption, allow_missing=allow_missing)
     tower = load_encoder(encoder, device=device)
     estimator = choose_relevance(tower, relevance)
-    texts = tuple(dict.fromkeys(record.text for record in dataset.records))
+    texts = tuple(dict.fromkeys(record.text for record in records))
     embedded = dict(zip(texts, tower.encode_text(texts), strict=True))
     start = 0
-    for batch in decoded([record.path for record in dataset.records], batch_size=batch_size):
-        rows = dataset.records[start : start + len(batch)]
+    for batch in decoded([record.path for record in records], batch_size=batch_size):
+        rows = records[start : start + len(batch)]
         start += len(batch)
         good = [i for i, (_, image) in enumerate(batch) if not isinstance(image, ImageError)]
         wanted = [embedded[rows[i].text] for i in good]

@@ -107,12 +107,45 @@ def test_names_that_cannot_be_loaded_say_what_can(name, message):
         load_encoder(name, device="cpu")
 
 
-def test_missing_pretrained_weights_are_an_error_never_random(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+@pytest.fixture
+def offline_cache(monkeypatch, tmp_path):
+    """An empty Hugging Face cache and no network."""
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def fill_cache(cache, repository: str, source) -> None:
+    """Lay the files of a folder into the cache as a download would."""
+    home = cache / f"models--{repository.replace('/', '--')}"
+    commit = "0" * 40
+    shutil.copytree(source, home / "snapshots" / commit)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(commit)
+
+
+def test_pretrained_weights_come_from_the_hugging_face_cache(offline_cache, tiny, tiny_folder, monkeypatch):
+    """Under a tag, as NAME/TAG, and as a repository of their own; the hub is never asked."""
+    import open_clip.pretrained
+
+    fill_cache(offline_cache, "plant/tiny", tiny_folder)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-vit", {"good_parts": {"hf_hub": "plant/tiny/"}})
+    assert load_encoder("tiny-vit/good_parts", device="cpu").sha256 == tiny.sha256
+    assert load_encoder("hf-hub:plant/tiny", device="cpu").sha256 == tiny.sha256
+
+
+def test_weights_trained_with_quick_gelu_get_it(offline_cache, tiny_folder, monkeypatch):
+    import open_clip.pretrained
+
+    fill_cache(offline_cache, "plant/tiny", tiny_folder)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-vit", {"quick": {"hf_hub": "plant/tiny/", "quick_gelu": True}})
+    encoder = load_encoder("tiny-vit/quick", device="cpu")
+    assert type(encoder.model.visual.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
+
+
+def test_missing_pretrained_weights_are_an_error_never_random(offline_cache):
     with pytest.raises(EncoderError, match="Hugging Face cache"):
         load_encoder("ViT-B-32/laion2b_s34b_b79k", device="cpu")
 
