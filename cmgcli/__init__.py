@@ -10,7 +10,7 @@ Nothing heavy is imported until one of these names is used.
 
 from importlib import import_module
 
-_HOMES = {"fit": "pipeline", "mask": "pipeline", "Model": "pipeline", "evaluate": "evaluation", "ablate": "evaluation", "CmgError": "errors"}
+_HOMES = {"fit": "pipeline", "mask": "pipeline", "Model": "model", "evaluate": "evaluation", "ablate": "evaluation", "CmgError": "errors"}
 
 __all__ = sorted(_HOMES)
 

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from cmgcli.adapt import DefectHead

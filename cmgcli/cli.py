@@ -294,7 +294,7 @@ def score(
         files = stdin_paths(null) if live else find_images(paths)
         if maps is not None:
             make_directory(maps)
-        from cmgcli.pipeline import Model
+        from cmgcli.model import Model
 
         fitted = Model.load(model, **given(device=device))
         if len(fitted.detector.calibration.scores) == 0:
@@ -394,7 +394,7 @@ def evaluate(
     """
     with reported():
         from cmgcli import evaluation, report
-        from cmgcli.pipeline import Model
+        from cmgcli.model import Model
 
         fitted = Model.load(model, **given(device=device))
         with progress_bar() as progress:

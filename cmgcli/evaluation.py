@@ -15,7 +15,8 @@ from cmgcli.encoder import Encoder
 from cmgcli.errors import DatasetError
 from cmgcli.images import read_mask
 from cmgcli.loader import BATCH
-from cmgcli.pipeline import Model, Progress, fit_records, read_records
+from cmgcli.model import Model
+from cmgcli.pipeline import Progress, fit_records, read_records
 
 MAP_SIDE = 256
 PAPER_GAIN = 0.1681

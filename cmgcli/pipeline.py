@@ -1,4 +1,4 @@
-"""Fit, score, mask and evaluate: the one place where encoder, CMER, CMLE, head and calibration meet. The public API.
+"""Fit and mask: the one place where encoder, CMER, CMLE, head and calibration meet.
 
     model = cmgcli.fit("images", "captions.csv")
     for row in model.score(["part.png"]):
@@ -8,189 +8,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from cmgcli import checkpoint, defects
-from cmgcli.cmer import entropy
-from cmgcli.adapt import DefectHead, Scene, head_map, patch_mask_to, train_head
+from cmgcli import defects
+from cmgcli.adapt import DefectHead, Scene, patch_mask_to, train_head
 from cmgcli.calibrate import calibrate, split
+from cmgcli.cmer import entropy
 from cmgcli.cmle import ResidualMoments, guided_space, structure_matrix, uniform_structure
 from cmgcli.dataset import Record, read_dataset, training_records
-from cmgcli.detector import BankBuilder, Blend, Detector, Language, Settings, fit_blend, top_mean
+from cmgcli.detector import BankBuilder, Blend, Detector, Language, PatchBank, Settings, fit_blend
 from cmgcli.encoder import Encoder, load_encoder
-from cmgcli.errors import CheckpointError, DatasetError, ImageError, SettingsError
+from cmgcli.errors import DatasetError, ImageError
 from cmgcli.loader import BATCH, ImageStore, decoded
-from cmgcli.report import MaskRow, Row
+from cmgcli.model import Model, judge, look_by, look_with
+from cmgcli.report import MaskRow
 from cmgcli.view import View, choose_relevance, look
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 FEWEST_TO_TUNE = 4
-
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What scoring one image gives: its row and, unless the image was unreadable, what pictures are made of."""
-
-    row: Row
-    view: View | None = None
-    anomaly_map: np.ndarray | None = None  # (H, W) float32; 0 is the peak of a typical normal image, 1 one spread above
-
-
-@dataclass(frozen=True)
-class Model:
-    """A fitted detector with its encoder, ready to score."""
-
-    detector: Detector
-    encoder: Encoder
-
-    def save(self, path: Path | str) -> None:
-        """Write one safetensors file; see `checkpoint.save`."""
-        checkpoint.save(self.detector, Path(path))
-
-    @staticmethod
-    def load(path: Path | str, *, device: str = "auto") -> Model:
-        """Read a model and the encoder it was fitted with.
-
-        Raises:
-            CheckpointError: a damaged file, or the encoder's weights are no longer the ones of the fit.
-        """
-        detector = checkpoint.load(Path(path))
-        encoder = load_encoder(detector.settings.encoder, device=device)
-        if encoder.sha256 != detector.settings.encoder_sha256:
-            raise CheckpointError(
-                f"{path} was fitted with other weights of encoder {encoder.name} (expected {detector.settings.encoder_sha256[:16]}, "
-                f"got {encoder.sha256[:16]}); fit it again or bring back those weights"
-            )
-        if detector.head is not None:
-            detector.head.to(encoder.device)
-        return Model(detector, encoder)
-
-    def score(self, paths: Iterable[Path | str], captions: Mapping[Path, str] | None = None, *, batch_size: int = BATCH) -> Iterator[Row]:
-        """One row per path, in order; see `inspect`."""
-        for inspection in self.inspect(paths, captions, batch_size=batch_size):
-            yield inspection.row
-
-    def inspect(
-        self,
-        paths: Iterable[Path | str],
-        captions: Mapping[Path, str] | None = None,
-        *,
-        batch_size: int = BATCH,
-        live: bool = False,
-        maps: bool = False,
-    ) -> Iterator[Inspection]:
-        """Score images one batch after the other; a file that cannot be read gives a row with `error`.
-
-        Args:
-            captions: caption by resolved path. An image without one gets the stored caption that explains it best.
-            batch_size: images per forward pass; it does not change a score.
-            live: the paths come as they are made; see `loader.decoded`.
-            maps: also compute anomaly maps.
-        """
-        known: dict[str, Tensor] = dict(zip(self.detector.language.captions, self.detector.language.text, strict=True))
-        for batch in decoded(paths, batch_size=batch_size, live=live):
-            given = [(captions or {}).get(Path(name).resolve()) for name, _ in batch]
-            for caption in {c for c in given if c is not None and c not in known}:
-                known[caption] = self.encoder.encode_text([caption])[0].cpu()
-            good = [i for i, (_, image) in enumerate(batch) if not isinstance(image, ImageError)]
-            texts = [None if given[i] is None else known[given[i]] for i in good]
-            views = look_with(self, [batch[i][1] for i in good], texts) if good else []
-            seen = dict(zip(good, views, strict=True))
-            for i, (name, image) in enumerate(batch):
-                if i in seen:
-                    yield self._inspection(str(name), seen[i], given[i], known, maps)
-                else:
-                    yield Inspection(Row(file=str(name), error=str(image)))
-
-    def _inspection(self, name: str, view: View, caption: str | None, known: Mapping[str, Tensor], maps: bool) -> Inspection:
-        detector = self.detector
-        language = detector.language
-        if caption is None:
-            number = language.best_caption(view.embedding)
-            caption, weights = language.captions[number], language.rows[number]
-        else:
-            number = language.captions.index(caption) if caption in language.captions else None
-            weights = language.weights_of(known[caption]) if number is None else language.rows[number]
-        parts = judge(detector, view, weights)
-        score = float(detector.blend(parts.values[None])[0])
-        if not np.isfinite(score):
-            return Inspection(Row(file=name, caption=caption, error="the score is not a number: the image gives no usable features"))
-        group = number if language.guided else None
-        row = Row(
-            file=name,
-            score=score,
-            anomalous=int(score > detector.calibration.threshold(group)),
-            p_value=detector.calibration.p_value(score, group),
-            image_score=float(parts.values[0]),
-            patch_score=float(parts.values[1]),
-            head_score=None if detector.head is None else float(parts.values[2]),
-            match=float(view.embedding @ known[caption].to(view.embedding)),
-            kept=float(view.keep.mean()),
-            caption=caption,
-        )
-        return Inspection(row, view, anomaly_map(detector, view, parts) if maps else None)
-
-
-def look_by(encoder: Encoder, settings: Settings, images: Sequence[np.ndarray], text: Callable[[Tensor], Tensor]) -> list[View]:
-    """`look` as the settings say; without CMER every patch is kept."""
-    return look(encoder, images, text, layers=settings.layers, relevance=settings.relevance, keep=settings.keep if settings.cmer else None)
-
-
-def look_with(model: Model, images: Sequence[np.ndarray], texts: Sequence[Tensor | None]) -> list[View]:
-    """`look` with given caption embeddings; where one is None, the stored caption that matches the whole image best."""
-    stored = model.detector.language.text.to(model.encoder.device)
-
-    def text(embeddings: Tensor) -> Tensor:
-        nearest = stored[(embeddings @ stored.T).argmax(1)]
-        return torch.stack([nearest[i] if t is None else t.to(nearest) for i, t in enumerate(texts)])
-
-    return look_by(model.encoder, model.detector.settings, images, text)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The parts of one image's score and the maps they come from."""
-
-    values: np.ndarray  # (3,) float64 in the order of detector.PARTS; NaN where there is no head
-    patch_map: np.ndarray  # (h, w) float32 distances, the least kept one where hidden
-    head_map: np.ndarray | None  # (H', W') float32 logits
-
-
-def judge(detector: Detector, view: View, weights: Tensor) -> Parts:
-    """The parts of the score of one view against the place and the patches that caption weights (U,) name."""
-    distances = detector.bank.distances(view.patches, detector.language.bank_groups(weights)).cpu()
-    patch_map = np.full(view.keep.shape, float(distances.min()), np.float32)
-    patch_map[view.keep] = distances.numpy()
-    head_score, logits = np.nan, None
-    if detector.head is not None:
-        head_score, logits = head_map(detector.head, view.image, view.tokens, view.keep)
-    values = np.array([detector.language.image_score(view.embedding, weights), top_mean(distances, view.keep.size), head_score])
-    return Parts(values, patch_map, logits)
-
-
-def anomaly_map(detector: Detector, view: View, parts: Parts) -> np.ndarray:
-    """(H, W) float32 map in the image's own frame: patch and head map, each against the peaks of held-out normal images."""
-    height, width = view.image.shape[:2]
-    total = np.zeros((height, width), np.float32)
-    weights = detector.blend.weight[1:] if detector.blend.weight[1:].sum() > 0 else np.ones(2)
-    weights = weights * [1, parts.head_map is not None]
-    weights = weights / weights.sum() if weights.sum() > 0 else np.array([1.0, 0.0])
-    for k, values in enumerate((parts.patch_map, parts.head_map)):
-        if values is not None and weights[k] > 0:
-            location, scale = detector.map_reference[k]
-            standard = ((values - location) / scale).astype(np.float32)
-            total += np.float32(weights[k]) * cv2.resize(standard, (width, height), interpolation=cv2.INTER_LINEAR)
-    return total
 
 
 def read_records(
@@ -285,11 +128,7 @@ def fit_records(
     report = progress or (lambda stage, done, total: None)
     parts = split(len(records), false_alarm=false_alarm, seed=seed)
     chosen = [records[i] for i in parts.fit]
-    names = tuple(dict.fromkeys(record.text for record in chosen))
-    number = {name: u for u, name in enumerate(names)}
-    text = encoder.encode_text(names).cpu()  # (U, D)
-
-    language, bank, keeps = _embed(chosen, number, names, text, encoder, settings, batch_size, report)
+    language, bank, keeps = _embed(chosen, encoder, settings, batch_size, report)
     head = None
     if adapt_steps > 0:
         head = _adapt(chosen, keeps, encoder, settings, adapt_steps, seed, report)
@@ -317,8 +156,13 @@ def _read_all(records: Sequence[Record], batch_size: int) -> Iterator[tuple[list
         start += len(batch)
 
 
-def _embed(chosen, number, names, text, encoder, settings, batch_size, report):
-    """One streaming pass over the fit images: CMLE's moments, the patch bank and the keep masks."""
+def _embed(
+    chosen: Sequence[Record], encoder: Encoder, settings: Settings, batch_size: int, report: Progress
+) -> tuple[Language, PatchBank, list[np.ndarray]]:
+    """One streaming pass over the fit images: CMLE's moments, the patch bank, and the keep mask (h, w) of each image."""
+    names = tuple(dict.fromkeys(record.text for record in chosen))
+    number = {name: u for u, name in enumerate(names)}
+    text = encoder.encode_text(names).cpu()  # (U, D)
     counts = torch.bincount(torch.tensor([number[record.text] for record in chosen]), minlength=len(names))
     structure = (
         structure_matrix(text, counts, neighbours=settings.neighbours, ridge=settings.ridge) if settings.cmle else uniform_structure(counts)
@@ -340,7 +184,9 @@ def _embed(chosen, number, names, text, encoder, settings, batch_size, report):
     return language, builder.build(), keeps
 
 
-def _adapt(chosen, keeps, encoder: Encoder, settings: Settings, steps: int, seed: int, report) -> DefectHead:
+def _adapt(
+    chosen: Sequence[Record], keeps: Sequence[np.ndarray], encoder: Encoder, settings: Settings, steps: int, seed: int, report: Progress
+) -> DefectHead:
     store = ImageStore([record.path for record in chosen])
 
     def encode(images: Sequence[np.ndarray]) -> Tensor:
@@ -359,7 +205,7 @@ def _adapt(chosen, keeps, encoder: Encoder, settings: Settings, steps: int, seed
     )
 
 
-def _tune(model: Model, records: Sequence[Record], mirrored: bool, batch_size: int, seed: int, report) -> Model:
+def _tune(model: Model, records: Sequence[Record], mirrored: bool, batch_size: int, seed: int, report: Progress) -> Model:
     """Standardise and weight the parts on held-out normals, the same with drawn defects, and the same under a wrong caption.
 
     Where too few images are held out, the mirror images of those that were fitted stand in.
@@ -394,7 +240,7 @@ def _other_caption(language: Language, text: str, rng: np.random.Generator) -> i
     return int(rng.choice(others))
 
 
-def _calibration_scores(model: Model, records: Sequence[Record], batch_size: int, report) -> tuple[list[float], list[int]]:
+def _calibration_scores(model: Model, records: Sequence[Record], batch_size: int, report: Progress) -> tuple[list[float], list[int]]:
     scores, groups = [], []
     captions = {record.path: record.text for record in records}
     for row in model.score([record.path for record in records], captions, batch_size=batch_size):

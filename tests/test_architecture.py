@@ -14,6 +14,7 @@ FLOORS = (
     {"cli"},
     {"evaluation"},
     {"pipeline"},
+    {"model"},
     {"report", "checkpoint", "view"},
     {"detector"},
     {"calibrate", "adapt", "cmer", "cmle", "encoder", "dataset", "loader", "metrics", "line"},

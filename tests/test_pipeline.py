@@ -8,7 +8,7 @@ import cmgcli
 from cmgcli.dataset import caption_lookup, read_dataset
 from cmgcli.errors import CheckpointError, DatasetError, ImageError
 from cmgcli.images import write_png
-from cmgcli.pipeline import Model
+from cmgcli.model import Model
 
 
 def captions_of(folder):

@@ -1,0 +1,177 @@
+"""A fitted model: score images, draw their anomaly maps, save and load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmgcli import checkpoint
+from cmgcli.adapt import head_map
+from cmgcli.detector import Detector, Settings, top_mean
+from cmgcli.encoder import Encoder, load_encoder
+from cmgcli.errors import CheckpointError, ImageError
+from cmgcli.loader import BATCH, decoded
+from cmgcli.report import Row
+from cmgcli.view import View, look
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What scoring one image gives: its row and, unless the image was unreadable, what pictures are made of."""
+
+    row: Row
+    view: View | None = None
+    anomaly_map: np.ndarray | None = None  # (H, W) float32; 0 is the peak of a typical normal image, 1 one spread above
+
+
+@dataclass(frozen=True)
+class Model:
+    """A fitted detector with its encoder, ready to score."""
+
+    detector: Detector
+    encoder: Encoder
+
+    def save(self, path: Path | str) -> None:
+        """Write one safetensors file; see `checkpoint.save`."""
+        checkpoint.save(self.detector, Path(path))
+
+    @staticmethod
+    def load(path: Path | str, *, device: str = "auto") -> Model:
+        """Read a model and the encoder it was fitted with.
+
+        Raises:
+            CheckpointError: a damaged file, or the encoder's weights are no longer the ones of the fit.
+        """
+        detector = checkpoint.load(Path(path))
+        encoder = load_encoder(detector.settings.encoder, device=device)
+        if encoder.sha256 != detector.settings.encoder_sha256:
+            raise CheckpointError(
+                f"{path} was fitted with other weights of encoder {encoder.name} (expected {detector.settings.encoder_sha256[:16]}, "
+                f"got {encoder.sha256[:16]}); fit it again or bring back those weights"
+            )
+        if detector.head is not None:
+            detector.head.to(encoder.device)
+        return Model(detector, encoder)
+
+    def score(self, paths: Iterable[Path | str], captions: Mapping[Path, str] | None = None, *, batch_size: int = BATCH) -> Iterator[Row]:
+        """One row per path, in order; see `inspect`."""
+        for inspection in self.inspect(paths, captions, batch_size=batch_size):
+            yield inspection.row
+
+    def inspect(
+        self,
+        paths: Iterable[Path | str],
+        captions: Mapping[Path, str] | None = None,
+        *,
+        batch_size: int = BATCH,
+        live: bool = False,
+        maps: bool = False,
+    ) -> Iterator[Inspection]:
+        """Score images one batch after the other; a file that cannot be read gives a row with `error`.
+
+        Args:
+            captions: caption by resolved path. An image without one gets the stored caption that explains it best.
+            batch_size: images per forward pass; it does not change a score.
+            live: the paths come as they are made; see `loader.decoded`.
+            maps: also compute anomaly maps.
+        """
+        known: dict[str, Tensor] = dict(zip(self.detector.language.captions, self.detector.language.text, strict=True))
+        for batch in decoded(paths, batch_size=batch_size, live=live):
+            given = [(captions or {}).get(Path(name).resolve()) for name, _ in batch]
+            for caption in {c for c in given if c is not None and c not in known}:
+                known[caption] = self.encoder.encode_text([caption])[0].cpu()
+            good = [i for i, (_, image) in enumerate(batch) if not isinstance(image, ImageError)]
+            texts = [None if given[i] is None else known[given[i]] for i in good]
+            views = look_with(self, [batch[i][1] for i in good], texts) if good else []
+            seen = dict(zip(good, views, strict=True))
+            for i, (name, image) in enumerate(batch):
+                if i in seen:
+                    yield self._inspection(str(name), seen[i], given[i], known, maps)
+                else:
+                    yield Inspection(Row(file=str(name), error=str(image)))
+
+    def _inspection(self, name: str, view: View, caption: str | None, known: Mapping[str, Tensor], maps: bool) -> Inspection:
+        detector = self.detector
+        language = detector.language
+        if caption is None:
+            number = language.best_caption(view.embedding)
+            caption, weights = language.captions[number], language.rows[number]
+        else:
+            number = language.captions.index(caption) if caption in language.captions else None
+            weights = language.weights_of(known[caption]) if number is None else language.rows[number]
+        parts = judge(detector, view, weights)
+        score = float(detector.blend(parts.values[None])[0])
+        if not np.isfinite(score):
+            return Inspection(Row(file=name, caption=caption, error="the score is not a number: the image gives no usable features"))
+        group = number if language.guided else None
+        row = Row(
+            file=name,
+            score=score,
+            anomalous=int(score > detector.calibration.threshold(group)),
+            p_value=detector.calibration.p_value(score, group),
+            image_score=float(parts.values[0]),
+            patch_score=float(parts.values[1]),
+            head_score=None if detector.head is None else float(parts.values[2]),
+            match=float(view.embedding @ known[caption].to(view.embedding)),
+            kept=float(view.keep.mean()),
+            caption=caption,
+        )
+        return Inspection(row, view, anomaly_map(detector, view, parts) if maps else None)
+
+
+def look_by(encoder: Encoder, settings: Settings, images: Sequence[np.ndarray], text: Callable[[Tensor], Tensor]) -> list[View]:
+    """`look` as the settings say; without CMER every patch is kept."""
+    return look(encoder, images, text, layers=settings.layers, relevance=settings.relevance, keep=settings.keep if settings.cmer else None)
+
+
+def look_with(model: Model, images: Sequence[np.ndarray], texts: Sequence[Tensor | None]) -> list[View]:
+    """`look` with given caption embeddings; where one is None, the stored caption that matches the whole image best."""
+    stored = model.detector.language.text.to(model.encoder.device)
+
+    def text(embeddings: Tensor) -> Tensor:
+        nearest = stored[(embeddings @ stored.T).argmax(1)]
+        return torch.stack([nearest[i] if t is None else t.to(nearest) for i, t in enumerate(texts)])
+
+    return look_by(model.encoder, model.detector.settings, images, text)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of one image's score and the maps they come from."""
+
+    values: np.ndarray  # (3,) float64 in the order of detector.PARTS; NaN where there is no head
+    patch_map: np.ndarray  # (h, w) float32 distances, the least kept one where hidden
+    head_map: np.ndarray | None  # (H', W') float32 logits
+
+
+def judge(detector: Detector, view: View, weights: Tensor) -> Parts:
+    """The parts of the score of one view against the place and the patches that caption weights (U,) name."""
+    distances = detector.bank.distances(view.patches, detector.language.bank_groups(weights)).cpu()
+    patch_map = np.full(view.keep.shape, float(distances.min()), np.float32)
+    patch_map[view.keep] = distances.numpy()
+    head_score, logits = np.nan, None
+    if detector.head is not None:
+        head_score, logits = head_map(detector.head, view.image, view.tokens, view.keep)
+    values = np.array([detector.language.image_score(view.embedding, weights), top_mean(distances, view.keep.size), head_score])
+    return Parts(values, patch_map, logits)
+
+
+def anomaly_map(detector: Detector, view: View, parts: Parts) -> np.ndarray:
+    """(H, W) float32 map in the image's own frame: patch and head map, each against the peaks of held-out normal images."""
+    height, width = view.image.shape[:2]
+    total = np.zeros((height, width), np.float32)
+    weights = detector.blend.weight[1:] if detector.blend.weight[1:].sum() > 0 else np.ones(2)
+    weights = weights * [1, parts.head_map is not None]
+    weights = weights / weights.sum() if weights.sum() > 0 else np.array([1.0, 0.0])
+    for k, values in enumerate((parts.patch_map, parts.head_map)):
+        if values is not None and weights[k] > 0:
+            location, scale = detector.map_reference[k]
+            standard = ((values - location) / scale).astype(np.float32)
+            total += np.float32(weights[k]) * cv2.resize(standard, (width, height), interpolation=cv2.INTER_LINEAR)
+    return total
