@@ -23,6 +23,7 @@ from cmgcli.errors import SettingsError
 
 Match = Callable[[Tensor, Tensor], Tensor]
 
+MATCH_FLOOR = 0.2
 KEEP_SIZES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0)
 
 
@@ -142,8 +143,9 @@ def keep_mask(
     ``auto`` evaluates the nested top-k sets of `KEEP_SIZES` and takes the *largest* whose match is within ``tolerance``
     (of the match's own range over the sizes, at least 0.01 in cosine) of the best: what does not lower the match may
     stay, because a part of an object matches its caption as well as the whole, and the rest of the object is where a
-    defect may be (``tests/benchmarks/keep_rule.py`` compares it with the smallest set). A number keeps that share. A
-    defect lowers the match of its own patch, so the set is then closed, its holes are filled and it is grown by one patch.
+    defect may be (``tests/benchmarks/keep_rule.py`` compares it with the smallest set). Where no set reaches
+    `MATCH_FLOOR`, the caption says nothing about the image and everything is kept. A number keeps that share. A defect
+    lowers the match of its own patch, so the set is then closed, its holes are filled and it is grown by one patch.
 
     Raises:
         SettingsError: ``keep`` is neither ``auto`` nor in (0, 1].
@@ -157,6 +159,7 @@ def keep_mask(
         within = (matches >= best - slack).to(torch.int8)
         last = len(sizes) - 1 - within.flip(1).argmax(dim=1)  # (B,)
         chosen = torch.tensor(sizes, device=relevance.device)[last]
+        chosen[best.squeeze(1) < MATCH_FLOOR] = patches
     elif isinstance(keep, int | float) and 0 < keep <= 1:
         chosen = torch.full((len(images),), max(1, round(keep * patches)), device=relevance.device)
     else:

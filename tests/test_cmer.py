@@ -115,6 +115,10 @@ def test_grow_keeps_the_image_edge_open():
     assert grow(corner).sum() == 4
 
 
+def test_a_caption_that_fits_nothing_discards_nothing(worth):
+    assert keep_mask(mean_match(worth * 0.1), torch.zeros(2, 1), worth, GRID).all()
+
+
 @pytest.mark.parametrize("relevance", [torch.zeros(1, P), torch.full((1, P), -1.0)])
 def test_never_keeps_nothing(relevance):
     keep = keep_mask(mean_match(relevance), torch.zeros(1, 1), relevance, GRID)

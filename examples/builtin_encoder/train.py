@@ -1,6 +1,6 @@
 """Train the built-in encoder on the procedural inspection line; the weights it writes ship in ``cmgcli/weights``.
 
-    python examples/builtin_encoder/train.py --out run --minutes 35
+    python examples/builtin_encoder/train.py --out run --minutes 32
 
 A pool of captioned scenes is rendered once by worker processes, then the model trains on it with random flips, quarter
 turns and brightness, and with most patches dropped, so that it is at home with missing tokens (CMER removes them).
@@ -23,7 +23,8 @@ import torch
 from torch.nn import functional as F
 
 from cmgcli import line
-from cmgcli.encoder import WEIGHTS, builtin_model, builtin_tokenizer, save_builtin
+from cmgcli.adapt import fast_bfloat16
+from cmgcli.encoder import WEIGHTS, TokenGather, builtin_model, builtin_tokenizer, save_builtin
 
 SIZE, GRID = 112, 14
 MEAN, STD = 0.5, 0.25
@@ -87,15 +88,12 @@ def encode(model, pixels: torch.Tensor, keep: int) -> tuple[torch.Tensor, torch.
     tower = model.visual
     index = torch.rand(len(pixels), GRID * GRID).argsort(1)[:, :keep]
     tower.patch_dropout.index = index
-    with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=fast_bfloat16("cpu")):
         tokens = tower.transformer(tower._embeds(pixels))
         dense = tower.ln_post(tokens)[:, 1:] @ tower.proj
     tower.patch_dropout.index = None
     dense = dense.float()
     return F.normalize(dense.mean(1), dim=-1), dense, index
-
-
-BF16 = True
 
 
 def losses(model, dense_scale, pixels, cover, tokens, pairs, keep):
@@ -128,14 +126,12 @@ def retrieval(model, images, tokens, pairs) -> float:
 
 
 def main() -> None:
-    from cmgcli.encoder import TokenGather
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("builtin_run"))
-    parser.add_argument("--minutes", type=float, default=35.0)
-    parser.add_argument("--pool", type=int, default=40000)
+    parser.add_argument("--minutes", type=float, default=32.0)
+    parser.add_argument("--pool", type=int, default=24000)
     parser.add_argument("--batch", type=int, default=192)
-    parser.add_argument("--keep", type=int, default=80, help="patches kept of 196")
+    parser.add_argument("--keep", type=int, default=56, help="patches kept of 196")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -197,7 +193,8 @@ def main() -> None:
                 curve.write(f"{spent:.0f},{step},{float(contrast):.4f},{float(dense):.4f},{top1:.4f}\n")
                 curve.flush()
                 print(f"held-out retrieval among 256: {top1:.3f}", flush=True)
-                torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "dense_scale": dense_scale.data, "spent": spent, "step": step}, state_path)
+                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "dense_scale": dense_scale.data}
+                torch.save(state | {"spent": spent, "step": step}, state_path)
                 save_builtin(model, touched, args.weights)
                 last = time.time()
 
