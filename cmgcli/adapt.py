@@ -21,6 +21,9 @@ SCALES = (1.0, 0.6)
 TOP_SHARE = 0.002
 MAX_PIXELS = 4_000_000
 MIN_SIDE = 32
+CROPS = 4
+VISIBLE_LEVELS = 8
+VISIBLE_SHARE = 0.2  # of the image's own spread
 
 
 class ResidualBlock(nn.Module):
@@ -122,11 +125,12 @@ def train_head(
     encode: Callable[[Sequence[np.ndarray]], Tensor],
     token_width: int,
     *,
-    steps: int = 300,
+    steps: int,
     crop: int = 96,
-    batch: int = 16,
-    learning_rate: float = 2e-3,
+    batch: int = 32,
+    learning_rate: float = 1e-3,
     seed: int = 0,
+    start: DefectHead | None = None,
     device: str = "cpu",
     progress: Callable[[int, int, float], None] | None = None,
 ) -> DefectHead:
@@ -135,21 +139,23 @@ def train_head(
     Args:
         scene: gives the ``i``-th of ``count`` normal images.
         encode: images to their tokens (B, W, h, w), of the images with their defects drawn in.
-        steps: gradient steps; each draws ``batch`` crops from ``batch / 2`` images.
+        steps: gradient steps; each takes ``batch`` crops of ``crop`` pixels from ``batch / 4`` images, because encoding an
+            image with its defects costs more than training on a crop of it.
+        start: a head to go on from, which is changed; None starts from random weights.
         progress: called with the step, the number of steps and the loss.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    head = DefectHead(token_width).to(device).train()
+    head = (DefectHead(token_width) if start is None else start).to(device).requires_grad_(True).train()
     decay = [p for p in head.parameters() if p.ndim >= 2]
     plain = [p for p in head.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], lr=learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max(steps, 2), pct_start=0.1)
     for step in range(steps):
-        pixels, tokens, target = (t.to(device) for t in _draw_batch(scene, count, encode, rng, crop=crop, batch=batch))
+        pixels, tokens, target, counts = (t.to(device) for t in _draw_batch(scene, count, encode, rng, crop=crop, batch=batch))
         with torch.autocast(device, torch.bfloat16, enabled=fast_bfloat16(device)):
             logits = head(pixels, tokens)
-        loss = _loss(logits.float(), target)
+        loss = _loss(logits.float(), target, counts)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(head.parameters(), 1.0)
@@ -165,46 +171,57 @@ def fast_bfloat16(device: str) -> bool:
     return device == "cuda" or torch.backends.cpu.get_cpu_capability() in ("AVX512", "AMX") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def _draw_batch(scene, count: int, encode, rng: np.random.Generator, *, crop: int, batch: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Standardised crops (B, 3, crop, crop), the tokens under each (B, W, 12, 12) and defect targets (B, 1, crop/4, crop/4)."""
-    drawn = []
-    for _ in range(max(1, batch // 2)):
-        base = scene(int(rng.integers(count)))
-        donor = scene(int(rng.integers(count))).image
-        image, mask = base.image, np.zeros(base.image.shape[:2], bool)
-        allowed = patch_mask_to(base.keep, *mask.shape)
-        if rng.random() < 0.8:
-            for _ in range(int(rng.integers(1, 4))):
-                defect = draw(image, rng, allowed=allowed, donor=donor)
-                image, mask = defect.image, mask | defect.mask
-        if rng.random() < 0.5:
-            image, mask = image[:, ::-1], mask[:, ::-1]
-        if rng.random() < 0.5:
-            image, mask = image[::-1], mask[::-1]
-        drawn.append((np.ascontiguousarray(image), np.ascontiguousarray(mask)))
-    tokens = encode([image for image, _ in drawn])  # (B/2, W, h, w)
-    crops = [_crop(image, mask, tokens[i], rng, crop) for i, (image, mask) in enumerate(drawn) for _ in range(2)]
+@dataclass(frozen=True)
+class _Drawn:
+    image: np.ndarray  # (H, W, 3) uint8
+    mask: np.ndarray  # (H, W) bool, where a drawn defect can be seen
+    counts: np.ndarray  # (H, W) bool, kept by CMER, and not changed too little to be seen
+
+
+def _draw_batch(scene, count: int, encode, rng: np.random.Generator, *, crop: int, batch: int) -> tuple[Tensor, ...]:
+    """Crops (B, 3, crop, crop), the tokens under each (B, W, 12, 12), targets and counting weights (B, 1, crop/4, crop/4)."""
+    drawn = [_draw_image(scene(int(rng.integers(count))), scene(int(rng.integers(count))).image, rng) for _ in range(max(1, batch // CROPS))]
+    tokens = encode([one.image for one in drawn])  # (B / CROPS, W, h, w)
+    crops = [_crop(one, tokens[i], rng, crop) for i, one in enumerate(drawn) for _ in range(CROPS)]
     return tuple(torch.stack(column) for column in zip(*crops, strict=True))
 
 
-def _crop(image: np.ndarray, mask: np.ndarray, tokens: Tensor, rng: np.random.Generator, crop: int) -> tuple[Tensor, Tensor, Tensor]:
-    """One random square of the image at a random scale; half of the time around a defect pixel, where there is one."""
-    height, width = fit_size(*mask.shape, float(rng.uniform(0.5, 1.0)))
-    pixels = standard_pixels(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA))
-    truth = torch.from_numpy(cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA))
-    top, left = (int(rng.integers(max(side - crop, 0) + 1)) for side in (height, width))
-    if mask.any() and rng.random() < 0.6:
-        rows, columns = np.nonzero(mask)
-        pick = int(rng.integers(len(rows)))
-        y, x = rows[pick] * height / mask.shape[0], columns[pick] * width / mask.shape[1]
-        top = int(np.clip(y - rng.uniform(0.1, 0.9) * crop, 0, max(height - crop, 0)))
-        left = int(np.clip(x - rng.uniform(0.1, 0.9) * crop, 0, max(width - crop, 0)))
+def _draw_image(base: Scene, donor: np.ndarray, rng: np.random.Generator) -> _Drawn:
+    """A normal image with none to three defects in the kept area, flipped at random."""
+    image, touched = base.image, np.zeros(base.image.shape[:2], bool)
+    allowed = patch_mask_to(base.keep, *touched.shape)
+    if rng.random() < 0.8:
+        for _ in range(int(rng.integers(1, 4))):
+            defect = draw(image, rng, allowed=allowed, strength=float(rng.random() ** 0.5), donor=donor)
+            image, touched = defect.image, touched | defect.mask
+    change = np.abs(image.astype(np.int16) - base.image).max(axis=2)
+    mask = touched & (change >= max(VISIBLE_LEVELS, VISIBLE_SHARE * base.image.std()))
+    counts = allowed & (mask | ~touched)
+    for axis in (0, 1):
+        if rng.random() < 0.5:
+            image, mask, counts = (np.flip(array, axis) for array in (image, mask, counts))
+    return _Drawn(*(np.ascontiguousarray(array) for array in (image, mask, counts)))
+
+
+def _crop(drawn: _Drawn, tokens: Tensor, rng: np.random.Generator, crop: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One random square at a random scale around a kept pixel; half of the time around a defect pixel, where there is one."""
+    height, width = fit_size(*drawn.mask.shape, float(rng.uniform(0.5, 1.0)))
+    pixels = standard_pixels(cv2.resize(drawn.image, (width, height), interpolation=cv2.INTER_AREA))
+    masks = np.stack([drawn.mask, drawn.counts], axis=2).astype(np.float32)
+    truth = torch.from_numpy(cv2.resize(masks, (width, height), interpolation=cv2.INTER_AREA)).permute(2, 0, 1)  # (2, H, W)
+    around = drawn.mask if drawn.mask.any() and rng.random() < 0.5 else drawn.counts
+    around = around if around.any() else np.ones_like(around)
+    pick = np.unravel_index(rng.choice(np.flatnonzero(around)), around.shape)
+    corner = []
+    for at, side, full in zip(pick, (height, width), around.shape, strict=True):
+        corner.append(int(np.clip(at * side / full - rng.uniform(0.1, 0.9) * crop, 0, max(side - crop, 0))))
+    top, left = corner
     bottom, right = min(top + crop, height), min(left + crop, width)
     pad = (0, crop - (right - left), 0, crop - (bottom - top))
     square = F.pad(pixels[None, :, top:bottom, left:right], pad, mode="replicate")[0]
-    truth = F.pad(truth[None, None, top:bottom, left:right], pad)
-    target = (F.avg_pool2d(truth, 4) > 0.15).float()[0]
-    return square, _tokens_under(tokens, top / height, left / width, (top + crop) / height, (left + crop) / width), target
+    shares = F.avg_pool2d(F.pad(truth[None, :, top:bottom, left:right], pad), 4)[0]  # (2, crop/4, crop/4)
+    under = _tokens_under(tokens, top / height, left / width, (top + crop) / height, (left + crop) / width)
+    return square, under, (shares[:1] > 0.15).float(), (shares[1:] > 0.5).float()
 
 
 def _tokens_under(tokens: Tensor, top: float, left: float, bottom: float, right: float, *, side: int = 12) -> Tensor:
@@ -216,9 +233,9 @@ def _tokens_under(tokens: Tensor, top: float, left: float, bottom: float, right:
     return F.grid_sample(tokens[None].float(), grid[None].float(), mode="bilinear", padding_mode="border", align_corners=False)[0]
 
 
-def _loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy plus soft Dice, which keeps rare defect pixels from drowning."""
-    entropy = F.binary_cross_entropy_with_logits(logits, target)
-    share = logits.sigmoid()
-    dice = 1 - (2 * (share * target).sum() + 1) / (share.sum() + target.sum() + 1)
+def _loss(logits: Tensor, target: Tensor, counts: Tensor) -> Tensor:
+    """Binary cross-entropy plus soft Dice, which keeps rare defect pixels from drowning, where the map counts."""
+    entropy = F.binary_cross_entropy_with_logits(logits, target, weight=counts, reduction="sum") / counts.sum().clamp(min=1)
+    share = logits.sigmoid() * counts
+    dice = 1 - (2 * (share * target).sum() + 1) / (share.sum() + (target * counts).sum() + 1)
     return entropy + 0.5 * dice

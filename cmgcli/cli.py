@@ -210,7 +210,7 @@ def fit(
     cmer: Annotated[Optional[bool], typer.Option("--cmer/--no-cmer", help="Discard the pixels that do not matter for the caption.", show_default="cmer")] = None,
     cmle: Annotated[Optional[bool], typer.Option("--cmle/--no-cmle", help="Let the captions guide the latent space.", show_default="cmle")] = None,
     adapt: Annotated[Optional[bool], typer.Option("--adapt/--no-adapt", help="Train the defect head.", show_default="adapt")] = None,
-    adapt_steps: Annotated[Optional[int], typer.Option(min=1, help="Training steps of the defect head.", show_default="300")] = None,
+    adapt_steps: Annotated[Optional[int], typer.Option(min=1, help="Training steps of the defect head.", show_default="150")] = None,
     relevance: RelevanceOption = None,
     keep: KeepOption = None,
     latent_dim: Annotated[Optional[int], typer.Option(min=1, help="Directions kept in the guided space.", show_default="all")] = None,

@@ -27,6 +27,7 @@ from cmgcli.encoder import Encoder, load_encoder
 from cmgcli.errors import DatasetError, ImageError
 from cmgcli.loader import BATCH, ImageStore, decoded
 from cmgcli.model import Model, judge, look_by, look_with
+from cmgcli.pretrained_head import load_head
 from cmgcli.report import MaskRow
 from cmgcli.view import View, choose_relevance, look
 
@@ -56,7 +57,7 @@ def fit(
     cmer: bool = True,
     cmle: bool = True,
     adapt: bool = True,
-    adapt_steps: int = 300,
+    adapt_steps: int = 150,
     false_alarm: float = 0.01,
     relevance: str | None = None,
     keep: float | str = "auto",
@@ -188,18 +189,14 @@ def _adapt(
     chosen: Sequence[Record], keeps: Sequence[np.ndarray], encoder: Encoder, settings: Settings, steps: int, seed: int, report: Progress
 ) -> DefectHead:
     store = ImageStore([record.path for record in chosen])
-
-    def encode(images: Sequence[np.ndarray]) -> Tensor:
-        tokens = encoder.encode_image(encoder.preprocess(images), layers=settings.layers[-1:]).patches[0]  # (B, P, W)
-        return tokens.transpose(1, 2).unflatten(2, encoder.grid)
-
     return train_head(
         lambda i: Scene(store[i], keeps[i]),
         len(chosen),
-        encode,
+        encoder.encode_tokens,
         encoder.width,
         steps=steps,
         seed=seed,
+        start=load_head(encoder),
         device=encoder.device.type,
         progress=lambda step, total, loss: report(f"training the defect head (loss {loss:.2f})", step, total),
     )

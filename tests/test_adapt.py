@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cmgcli.adapt import DefectHead, Scene, fit_size, head_map, standard_pixels, train_head
+from cmgcli.adapt import DefectHead, Scene, _draw_image, fit_size, head_map, patch_mask_to, standard_pixels, train_head
 
 GRID = (4, 4)
 WIDTH = 8
@@ -73,3 +73,23 @@ def test_large_images_are_bounded():
     height, width = fit_size(12_000, 9_000, 1.0)
     assert height * width <= 4_010_000
     assert height / width == pytest.approx(12 / 9, rel=0.01)
+
+
+def test_what_cannot_be_seen_is_neither_defect_nor_normal():
+    """Every defect pixel counts; pixels that changed too little to be seen do not; nothing counts outside the keep mask."""
+    keep = np.zeros(GRID, bool)
+    keep[1:3, 1:] = True
+    ignored = 0
+    for seed in range(20):
+        base = Scene(plain(seed).image, keep)
+        drawn = _draw_image(base, plain(1).image, np.random.default_rng(seed))
+        assert (drawn.mask <= drawn.counts).all()
+        ignored += int(patch_mask_to(keep, 64, 80).sum() - drawn.counts.sum())
+        assert drawn.counts.sum() <= patch_mask_to(keep, 64, 80).sum()
+    assert ignored > 0
+
+
+def test_a_head_goes_on_from_another():
+    start = train(steps=1, seed=5)
+    before = start.out.weight.clone()
+    assert not torch.equal(train(steps=2, start=start).out.weight, before)

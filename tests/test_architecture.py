@@ -16,7 +16,7 @@ FLOORS = (
     {"pipeline"},
     {"model"},
     {"report", "checkpoint", "view"},
-    {"detector"},
+    {"detector", "pretrained_head"},
     {"calibrate", "adapt", "cmer", "cmle", "encoder", "dataset", "loader", "metrics", "line"},
     {"images", "defects", "parts", "surfaces"},
     {"defect_kinds", "errors"},

@@ -156,9 +156,10 @@ def test_wrong_input_is_one_line_with_the_remedy(small_line, tmp_path):
     wrong(cmg("fit", "--images", tmp_path / "nowhere", "--captions", captions), "nowhere")
     wrong(cmg("score", "--model", captions, "x.png"), "not a cmg model", "cmg fit")
     wrong(cmg("score", "--model", tmp_path / "none.cmg", "x.png"), "no model", "cmg fit")
-    wrong(cmg("fit", "--images", small_line, "--encoder", "ViT-B16/openai"), "did you mean ViT-B-16")
-    wrong(cmg("fit", "--images", small_line, "--keep", "half"), "--keep")
-    wrong(cmg("fit", "--images", small_line, "--out", tmp_path / "no" / "m.cmg"), "does not exist")
+    wrong(cmg("fit", "--images", small_line), "no captions", "--captions")
+    wrong(cmg("fit", "--images", small_line, "--caption", "x", "--encoder", "ViT-B16/openai"), "did you mean ViT-B-16")
+    wrong(cmg("fit", "--images", small_line, "--caption", "x", "--keep", "half"), "--keep")
+    wrong(cmg("fit", "--images", small_line, "--caption", "x", "--out", tmp_path / "no" / "m.cmg"), "does not exist")
 
 
 def test_eval_needs_labels_of_both_kinds(small_line, model_file, tmp_path):
