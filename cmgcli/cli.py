@@ -172,8 +172,9 @@ def main(show_version: Annotated[bool, typer.Option("--version", callback=versio
 
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("cmg: %(message)s"))
-    logging.getLogger("cmgcli").handlers = [handler]
-    logging.getLogger("cmgcli").setLevel(logging.WARNING)
+    logger = logging.getLogger("cmgcli")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.WARNING)
 
 
 # ---- commands

@@ -166,7 +166,11 @@ def test_eval_needs_labels_of_both_kinds(small_line, model_file, tmp_path):
     header, *lines = (small_line / "metadata.csv").read_text().splitlines()
     labels = tmp_path / "labels.csv"
     labels.write_text("\n".join([header, *(line for line in lines if ",test,0," in line)]) + "\n")
-    wrong(cmg("eval", "--model", model_file, "--images", small_line, "--labels", labels, "--allow-missing"), "found only label 0")
+    run = cmg("eval", "--model", model_file, "--images", small_line, "--labels", labels, "--allow-missing")
+    assert run.returncode == 2
+    *listed, last = run.err.splitlines()
+    assert len(listed) == 30 and all(line.startswith("cmg: left out: ") for line in listed)
+    assert "found only label 0" in last
 
 
 def test_usage_errors_exit_with_2():
