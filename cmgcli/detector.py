@@ -178,13 +178,16 @@ class Blend:
         return np.where(self.weight > 0, self.weight * np.logaddexp(0, np.nan_to_num(z)), 0).sum(axis=1)
 
 
-def fit_blend(normal: np.ndarray, anomalous: np.ndarray) -> Blend:
-    """Standardise on normals and weight each part by what it sees of drawn anomalies, ``max(0, 2 AUROC - 1)``.
+def fit_blend(normal: np.ndarray, anomalous: Sequence[np.ndarray]) -> Blend:
+    """Standardise on normals and weight each part by what it sees, ``max(0, 2 AUROC - 1)`` on the kind it sees best.
 
-    A part without signal has AUROC 0.5 and so weight 0: it does no harm. Real defects are never looked at.
+    A part without signal has AUROC 0.5 and so hardly any weight. Parts are for different things: a wrong caption is the
+    image score's business and a scratch the head's, so a part is not blamed for the kinds it cannot see. Real defects
+    are never looked at.
 
     Args:
-        normal: (n, 3) parts of normal images; anomalous: (m, 3) of images with drawn anomalies. NaN columns are absent.
+        normal: (n, 3) parts of normal images. NaN columns are absent.
+        anomalous: one (m, 3) array for each kind of made-up anomaly.
     """
     from cmgcli.metrics import auroc
 
@@ -195,9 +198,9 @@ def fit_blend(normal: np.ndarray, anomalous: np.ndarray) -> Blend:
         location[k] = np.median(normal[:, k])
         spread = normal[:, k].std()
         scale[k] = spread if spread > 1e-3 * abs(location[k]) else max(abs(location[k]), 1e-3)
-        labels = np.r_[np.zeros(len(normal)), np.ones(len(anomalous))].astype(int)
-        seen = auroc(labels, np.r_[normal[:, k], anomalous[:, k]])
-        weight[k] = max(0.0, 2 * seen - 1)
+        for kind in anomalous:
+            labels = np.r_[np.zeros(len(normal)), np.ones(len(kind))].astype(int)
+            weight[k] = max(weight[k], 2 * auroc(labels, np.r_[normal[:, k], kind[:, k]]) - 1)
     if weight.sum() == 0:
         weight = (~np.isnan(normal).any(axis=0)).astype(float)
     return Blend(location, scale, weight / weight.sum())

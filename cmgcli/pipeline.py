@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 FEWEST_TO_TUNE = 4
+DRAWN_PER_IMAGE = 2
 
 
 def read_records(
@@ -209,7 +210,7 @@ def _tune(model: Model, records: Sequence[Record], mirrored: bool, batch_size: i
     """
     rng = np.random.default_rng(seed)
     language = model.detector.language
-    normal, anomalous, peaks = [], [], []
+    normal, drawn, wrong, peaks = [], [], [], []
     done = 0
     for rows, images in _read_all(records, batch_size):
         images = [np.ascontiguousarray(image[:, ::-1]) for image in images] if mirrored else images
@@ -219,17 +220,24 @@ def _tune(model: Model, records: Sequence[Record], mirrored: bool, batch_size: i
         judged = [judge(model.detector, view, w) for view, w in zip(views, weights, strict=True)]
         normal += [parts.values for parts in judged]
         peaks += [(parts.patch_map.max(), np.nan if parts.head_map is None else parts.head_map.max()) for parts in judged]
-        drawn = [defects.draw(v.image, rng, allowed=patch_mask_to(v.keep, *v.image.shape[:2])).image for v in views]
-        anomalous += [judge(model.detector, v, w).values for v, w in zip(look_with(model, drawn, texts), weights, strict=True)]
+        for _ in range(DRAWN_PER_IMAGE):
+            broken = [_with_defect(view, rng) for view in views]
+            drawn += [judge(model.detector, v, w).values for v, w in zip(look_with(model, broken, texts), weights, strict=True)]
         if len(language.captions) > 1 and language.guided:
             others = [_other_caption(language, record.text, rng) for record in rows]
-            wrong = look_with(model, images, [language.text[u] for u in others])
-            anomalous += [judge(model.detector, v, language.rows[u]).values for v, u in zip(wrong, others, strict=True)]
+            swapped = look_with(model, images, [language.text[u] for u in others])
+            wrong += [judge(model.detector, v, language.rows[u]).values for v, u in zip(swapped, others, strict=True)]
         done += len(rows)
         report("weighing the parts of the score", done, len(records))
     reference = np.array([[np.median(column), max(float(np.std(column)), 1e-6)] for column in np.array(peaks).T])
-    blend = fit_blend(np.array(normal), np.array(anomalous))
+    blend = fit_blend(np.array(normal), [np.array(kind) for kind in (drawn, wrong) if kind])
     return replace(model, detector=replace(model.detector, blend=blend, map_reference=reference))
+
+
+def _with_defect(view: View, rng: np.random.Generator) -> np.ndarray:
+    """The view's image (H, W, 3) uint8 with a defect in the kept area, rather visible than not."""
+    allowed = patch_mask_to(view.keep, *view.image.shape[:2])
+    return defects.draw(view.image, rng, allowed=allowed, strength=float(rng.random() ** 0.5)).image
 
 
 def _other_caption(language: Language, text: str, rng: np.random.Generator) -> int:

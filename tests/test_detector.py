@@ -63,10 +63,21 @@ def test_a_part_without_signal_gets_no_weight():
     normal, anomalous = rng.normal(size=(300, 3)), rng.normal(size=(300, 3))
     anomalous[:, 0] += 3
     anomalous[:, 1] -= 1
-    blend = fit_blend(normal, anomalous)
+    blend = fit_blend(normal, [anomalous])
     assert blend.weight[0] > 0.85
     assert blend.weight[1] == 0
     assert blend.weight.sum() == pytest.approx(1)
+
+
+def test_a_part_is_not_blamed_for_the_kinds_it_cannot_see():
+    rng = np.random.default_rng(0)
+    normal, scratched, wrong = (rng.normal(size=(300, 3)) for _ in range(3))
+    scratched[:, 2] += 3
+    wrong[:, 0] += 3
+    wrong[:, 2] -= 3
+    blend = fit_blend(normal, [scratched, wrong])
+    assert blend.weight[0] == pytest.approx(blend.weight[2], rel=0.1)
+    assert blend.weight[1] < 0.1
 
 
 def test_an_absent_part_counts_for_nothing():
@@ -74,7 +85,7 @@ def test_an_absent_part_counts_for_nothing():
     normal = rng.normal(size=(50, 3))
     normal[:, 2] = np.nan
     anomalous = normal + [3, 3, np.nan]
-    blend = fit_blend(normal, anomalous)
+    blend = fit_blend(normal, [anomalous])
     assert blend.weight[2] == 0
     assert np.isfinite(blend(normal)).all()
 
@@ -88,5 +99,5 @@ def test_a_worse_part_always_gives_a_higher_score():
 
 
 def test_constant_normals_do_not_divide_by_zero():
-    blend = fit_blend(np.zeros((5, 3)), np.ones((5, 3)))
+    blend = fit_blend(np.zeros((5, 3)), [np.ones((5, 3))])
     assert np.isfinite(blend(np.array([[0.0, 0, 0], [1, 1, 1]]))).all()
