@@ -163,15 +163,14 @@ def judge(detector: Detector, view: View, weights: Tensor) -> Parts:
 
 
 def anomaly_map(detector: Detector, view: View, parts: Parts) -> np.ndarray:
-    """(H, W) float32 map in the image's own frame: patch and head map, each against the peaks of held-out normal images."""
+    """(H, W) float32 map in the image's own frame: the mean of patch and head map, each against held-out normals' peaks.
+
+    Not weighted like the score: where in the image and whether at all are different questions.
+    """
     height, width = view.image.shape[:2]
+    maps = [parts.patch_map] + ([] if parts.head_map is None else [parts.head_map])
     total = np.zeros((height, width), np.float32)
-    weights = detector.blend.weight[1:] if detector.blend.weight[1:].sum() > 0 else np.ones(2)
-    weights = weights * [1, parts.head_map is not None]
-    weights = weights / weights.sum() if weights.sum() > 0 else np.array([1.0, 0.0])
-    for k, values in enumerate((parts.patch_map, parts.head_map)):
-        if values is not None and weights[k] > 0:
-            location, scale = detector.map_reference[k]
-            standard = ((values - location) / scale).astype(np.float32)
-            total += np.float32(weights[k]) * cv2.resize(standard, (width, height), interpolation=cv2.INTER_LINEAR)
-    return total
+    for values, (location, scale) in zip(maps, detector.map_reference, strict=False):  # no head, no second reference
+        standard = ((values - location) / scale).astype(np.float32)
+        total += cv2.resize(standard, (width, height), interpolation=cv2.INTER_LINEAR)
+    return total / len(maps)
