@@ -320,7 +320,7 @@ def score(
             raise typer.Exit(SOME_UNREADABLE)
 
 
-MAP_LOW, MAP_HIGH = -0.5, 1.0  # spreads above the peak of a typical normal image, the same for every image
+MAP_LOW, MAP_HIGH = -1.5, 0.3  # spreads above the peak of a typical normal image, the same for every image
 
 
 def unused_stem(file: str, used: set[str]) -> str:
