@@ -295,7 +295,7 @@ def score(
         files = stdin_paths(null) if live else find_images(paths)
         if maps is not None:
             make_directory(maps)
-        from cmgcli.model import Model
+        from cmgcli.model import MAP_CALM, MAP_STRANGE, Model
 
         fitted = Model.load(model, **given(device=device))
         if len(fitted.detector.calibration.scores) == 0:
@@ -306,7 +306,7 @@ def score(
             write = report.row_writer(stream)
             for inspection in fitted.inspect(files, lookup, live=live, maps=maps is not None, **given(batch_size=batch_size)):
                 if inspection.anomaly_map is not None:
-                    picture = report.map_overlay(inspection.view.image, inspection.anomaly_map, low=MAP_LOW, high=MAP_HIGH)
+                    picture = report.map_overlay(inspection.view.image, inspection.anomaly_map, low=MAP_CALM, high=MAP_STRANGE)
                     write_png(maps / f"{unused_stem(inspection.row.file, used)}_map.png", picture)
                 write(inspection.row)
                 anomalies += inspection.row.anomalous or 0
@@ -318,9 +318,6 @@ def score(
             raise typer.Exit(GATE_FAILED)
         if unreadable:
             raise typer.Exit(SOME_UNREADABLE)
-
-
-MAP_LOW, MAP_HIGH = -1.5, 0.3  # spreads above the peak of a typical normal image, the same for every image
 
 
 def unused_stem(file: str, used: set[str]) -> str:
@@ -394,6 +391,8 @@ def evaluate(
     Example: cmg eval --model model.cmg --images line --labels line/metadata.csv --min-auroc 0.8
     """
     with reported():
+        from rich.console import Console
+
         from cmgcli import evaluation, report
         from cmgcli.model import Model
 
@@ -402,7 +401,10 @@ def evaluate(
             options = given(allow_missing=allow_missing or None)
             result = evaluation.evaluate(fitted, images, labels, progress=progress, **options, **given(batch_size=batch_size))
             table = evaluation.ablate(fitted, images, labels, adapt_steps=adapt_steps, progress=progress, **options) if ablate else {}
-        print_tables(report, evaluation, result, table)
+        console = Console()
+        console.print(report.evaluation_table(result))
+        if table:
+            console.print(report.ablation_table(table, evaluation.PAPER_GAIN))
         if json_file is not None:
             content = result.as_dict() | {"ablation": {name: row.as_dict() for name, row in table.items()}}
             with output(json_file) as stream:
@@ -423,32 +425,3 @@ def evaluate(
             raise typer.Exit(GATE_FAILED)
         if result.unreadable:
             raise typer.Exit(SOME_UNREADABLE)
-
-
-def print_tables(report, evaluation, result, table) -> None:
-    """The evaluation, and the ablation with the gain over the baseline beside the paper's."""
-    from rich.console import Console
-
-    console = Console()
-    rate = lambda r: f"{r.value:.4f} [{r.low:.4f}, {r.high:.4f}]"  # noqa: E731
-    metrics: dict[str, Any] = {
-        "images": result.images,
-        "anomalous": result.anomalous,
-        "image AUROC": result.image_auroc,
-        "average precision": result.average_precision,
-        "F1-max": result.f1_max,
-        "F1-max threshold": result.f1_max_threshold,
-        "threshold": result.threshold,
-        "false-alarm rate [95 %]": rate(result.false_alarm_rate),
-        "miss rate [95 %]": rate(result.miss_rate),
-    }
-    if result.pixel_auroc is not None:
-        metrics |= {"pixel AUROC": result.pixel_auroc, "AUPRO": result.aupro}
-    metrics |= {f"AUROC by {name}": value for name, value in result.auroc_by_part.items()}
-    metrics |= {f"AUROC of {name}": value for name, value in result.auroc_by_defect.items()}
-    console.print(report.metrics_table(metrics, title="evaluation"))
-    if table:
-        base = table["baseline"].image_auroc
-        gains = {name: f"{row.image_auroc:.4f} ({row.image_auroc / base - 1:+.2%})" for name, row in table.items()}
-        gains["gain in the paper"] = f"({evaluation.PAPER_GAIN:+.2%})"
-        console.print(report.metrics_table(gains, title="ablation: image AUROC (gain over the baseline)"))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -17,43 +17,11 @@ from cmgcli.images import read_mask
 from cmgcli.loader import BATCH
 from cmgcli.model import Model
 from cmgcli.pipeline import Progress, fit_records, read_records
+from cmgcli.report import Evaluation, Rate
 
 MAP_SIDE = 256
 PAPER_GAIN = 0.1681
 VARIANTS = {"baseline": (False, False), "+CMER": (True, False), "+CMLE": (False, True), "CMG": (True, True)}
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A share ``k / n`` with its 95 % Wilson interval; all NaN where ``n`` is 0."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Metrics of one model on one labelled set; a metric that its data do not allow is None."""
-
-    images: int
-    anomalous: int
-    unreadable: tuple[str, ...]
-    image_auroc: float
-    average_precision: float
-    f1_max: float
-    f1_max_threshold: float
-    threshold: float
-    false_alarm_rate: Rate
-    miss_rate: Rate
-    pixel_auroc: float | None
-    aupro: float | None
-    auroc_by_defect: Mapping[str, float]
-    auroc_by_part: Mapping[str, float]
-
-    def as_dict(self) -> dict:
-        """Plain numbers, strings and lists, for JSON."""
-        return asdict(self)
 
 
 def evaluate(

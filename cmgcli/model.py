@@ -20,6 +20,8 @@ from cmgcli.loader import BATCH, decoded
 from cmgcli.report import Row
 from cmgcli.view import View, look
 
+MAP_CALM, MAP_STRANGE = -1.5, 0.3  # the colour scale of anomaly maps, the same for every image; see `anomaly_map`
+
 
 @dataclass(frozen=True)
 class Inspection:

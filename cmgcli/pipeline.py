@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from cmgcli import defects
 from cmgcli.adapt import DefectHead, Scene, patch_mask_to, train_head
