@@ -10,7 +10,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -134,15 +134,15 @@ def read_config(path: Path | None, allowed: set[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def output(path: Path | None) -> Iterator[Any]:
-    """The text stream to write to: a new file, or stdout."""
+def output(path: Path | None, *, append: bool = False) -> Iterator[Any]:
+    """The text stream to write to: a new file, the end of an old one, or stdout."""
     if path is None:
         sys.stdout.reconfigure(errors="surrogateescape", newline="\n")
         yield sys.stdout
         sys.stdout.flush()
         return
     try:
-        stream = path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+        stream = path.open("a" if append else "w", encoding="utf-8", errors="surrogateescape", newline="")
     except OSError as error:
         raise OutputError(f"cannot write {path} ({error.strerror}); choose another --out") from error
     with stream:
@@ -273,6 +273,7 @@ def score(
     out: Annotated[Optional[Path], typer.Option(help="CSV file to write.", show_default="standard output")] = None,
     maps: Annotated[Optional[Path], typer.Option(help="Directory for an anomaly map overlay of each image.")] = None,
     fail_on_anomaly: Annotated[bool, typer.Option("--fail-on-anomaly", help="Exit with 1 if any image is anomalous.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the last whole row of --out ends.")] = False,
     null: Annotated[bool, typer.Option("-0", "--null", help="Paths on standard input are NUL-separated.")] = False,
     device: DeviceOption = None,
     batch_size: BatchSize = None,
@@ -293,6 +294,10 @@ def score(
             raise SettingsError("- reads all paths from standard input; give it alone")
         live = paths == ["-"]
         files = stdin_paths(null) if live else find_images(paths)
+        if resume and out is None:
+            raise SettingsError("--resume goes on in a file; give it with --out")
+        done = report.resume_scores(out) if resume else ()
+        files = rest_of(files, done)
         if maps is not None:
             make_directory(maps)
         from cmgcli.model import MAP_CALM, MAP_STRANGE, Model
@@ -300,10 +305,13 @@ def score(
         fitted = Model.load(model, **given(device=device))
         if len(fitted.detector.calibration.scores) == 0:
             say(fitted.detector.calibration.sentence)
-        anomalies = unreadable = 0
+        anomalies = sum(row.anomalous or 0 for row in done)
+        unreadable = sum(bool(row.error) for row in done)
         used: set[str] = set()
-        with output(out) as stream:
-            write = report.row_writer(stream)
+        for row in done:
+            unused_stem(row.file, used)
+        with output(out, append=bool(done)) as stream:
+            write = report.row_writer(stream, header=not done)
             for inspection in fitted.inspect(files, lookup, live=live, maps=maps is not None, **given(batch_size=batch_size)):
                 if inspection.anomaly_map is not None:
                     picture = report.map_overlay(inspection.view.image, inspection.anomaly_map, low=MAP_CALM, high=MAP_STRANGE)
@@ -318,6 +326,16 @@ def score(
             raise typer.Exit(GATE_FAILED)
         if unreadable:
             raise typer.Exit(SOME_UNREADABLE)
+
+
+def rest_of(files: Iterable[str], done: Sequence[Any]) -> Iterator[str]:
+    """The files after those that have a row; an error where the rows are not those of the first files."""
+    files = iter(files)
+    for row in done:
+        name = next(files, None)
+        if name != row.file:
+            raise SettingsError(f"--resume: expected the row of {name or 'no further input'}, the file has {row.file}; give the same inputs, or another --out")
+    return files
 
 
 def unused_stem(file: str, used: set[str]) -> str:

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
@@ -150,6 +151,23 @@ def read_scores(path: str | Path) -> tuple[Row, ...]:
         remedy = "remove the line" if line > 1 else "give a file that cmg score wrote"
         raise DatasetError(f"{str(path)!r}, line {line}: {error}: {remedy}") from error
     return tuple(rows)
+
+
+def resume_scores(path: Path) -> tuple[Row, ...]:
+    """The rows of a scores file that a run left unfinished; a torn last line is cut off it. Empty where there is no file.
+
+    Raises DatasetError where the file is something else, OutputError where it cannot be changed.
+    """
+    if not path.exists():
+        return ()
+    try:
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
+            os.truncate(path, len(whole))
+    except OSError as error:
+        raise OutputError(f"cannot resume {path} ({error.strerror}); choose another --out") from error
+    return read_scores(path) if whole else ()
 
 
 def _parse_row(cells: list[str]) -> Row:

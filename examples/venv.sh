@@ -12,10 +12,10 @@ if [ -z "${VIRTUAL_ENV:-}" ]; then
         rm -rf .venv
         "$python" -m venv .venv
         .venv/bin/python -m pip install --quiet --upgrade pip
-        .venv/bin/python -m pip install --quiet --editable '.[test]'
+        PYTHONWARNINGS=ignore .venv/bin/python -m pip install --quiet --editable '.[test]'
         echo "$stamp" >.venv/stamp
     fi
     . .venv/bin/activate
 else
-    python -m pip install --quiet --editable '.[test]'
+    PYTHONWARNINGS=ignore python -m pip install --quiet --editable '.[test]'
 fi

@@ -93,6 +93,20 @@ def test_a_truncated_image_among_good_ones(small_line, model_file, tmp_path):
         assert float(rows[i]["score"]) == pytest.approx(float(whole[i]["score"]), rel=1e-4)
 
 
+def test_resume_goes_on_after_the_last_whole_row(small_line, model_file, tmp_path):
+    out = tmp_path / "scores.csv"
+    images = sorted((small_line / "images").glob("test*"))[:6]
+    command = ("score", "--model", model_file, "--batch-size", 1, "--out", out, "--resume")
+    assert cmg(*command, *images).returncode == 0
+    whole = out.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    out.write_bytes(b"".join(lines[:3]) + lines[3][:10])
+    assert cmg(*command, *images).returncode == 0
+    assert out.read_bytes() == whole
+    wrong(cmg(*command, *images[1:]), "--resume", "give the same inputs")
+    wrong(cmg("score", "--model", model_file, "--resume", images[0]), "--out")
+
+
 def test_fail_on_anomaly(small_line, model_file, tmp_path):
     noise = tmp_path / "noise.png"
     cv2.imwrite(str(noise), cv2.randu(cv2.UMat(96, 96, cv2.CV_8UC3).get(), 0, 255))
