@@ -82,7 +82,6 @@ class Encoder:
         tower.patch_dropout = self.gather
         self.image_size = int(tower.image_size[0])
         self.grid = tuple(tower.grid_size)
-        self.patch_size = int(tower.patch_size[0])
         self.dim = int(tower.output_dim)
         self.width = int(tower.ln_pre.normalized_shape[0]) if hasattr(tower.ln_pre, "normalized_shape") else tower.conv1.out_channels
         self.depth = len(tower.transformer.resblocks)

@@ -11,6 +11,7 @@ import numpy as np
 
 from cmgcli import metrics
 from cmgcli.dataset import Record, test_records, training_records
+from cmgcli.detector import PARTS
 from cmgcli.encoder import Encoder
 from cmgcli.errors import DatasetError
 from cmgcli.images import read_mask
@@ -82,7 +83,7 @@ def evaluate_records(
     scores = np.array([row.score for row in rows])
     flagged = np.array([row.anomalous for row in rows], bool)
     best = metrics.f1_max(truth, scores)
-    parts = {name: np.array([getattr(row, name) for row in rows], float) for name in ("image_score", "patch_score", "head_score")}
+    parts = {name: np.array([getattr(row, name) for row in rows], float) for name in PARTS}
     defects = sorted({record.defect for record in kept if record.label and record.defect})
     names = np.array([record.defect for record in kept])
     return Evaluation(
