@@ -1,26 +1,31 @@
-"""The commands: parse, call, print, exit code. Imports nothing heavy until a command runs.
-
-Exit codes: 0 done; 1 a gate failed; 2 usage or a CmgError; 3 done, but some inputs could not be read; 130 interrupted.
-"""
+"""The commands: parse, call, print, exit code. Imports nothing heavy until a command runs."""
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
-import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 
-from cmgcli.errors import CmgError, OutputError, SettingsError
-
-GATE_FAILED, USAGE, SOME_UNREADABLE, INTERRUPTED = 1, 2, 3, 130
+from cmgcli.console import (
+    GATE_FAILED,
+    SOME_UNREADABLE,
+    given,
+    make_directory,
+    output,
+    parse_keep,
+    progress_bar,
+    read_config,
+    reported,
+    rest_of,
+    say,
+    stdin_paths,
+    unused_stem,
+)
+from cmgcli.errors import OutputError, SettingsError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -52,109 +57,6 @@ RelevanceOption = Annotated[Optional[Relevance], typer.Option(help="Relevance es
 KeepOption = Annotated[Optional[str], typer.Option(help="Share of the patches that CMER keeps, or auto.", show_default="auto")]
 AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Go on where an image has no caption or a caption no image, and list them.")]
 BatchSize = Annotated[Optional[int], typer.Option(min=1, help="Images per forward pass; does not change a score.", show_default="16")]
-
-
-# ---- what all commands share
-
-
-@contextmanager
-def reported() -> Iterator[None]:
-    """Turn expected errors into one line on stderr and an exit code; a closed pipe ends quietly."""
-    try:
-        yield
-    except CmgError as error:
-        print(f"cmg: {error}", file=sys.stderr)
-        raise typer.Exit(USAGE) from None
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(0) from None
-    except KeyboardInterrupt:
-        print("cmg: interrupted", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int], None] | None]:
-    """A progress callback with a bar on stderr, on a terminal only."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("loading", total=None)
-
-        def advance(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=stage, completed=done, total=total)
-
-        yield advance
-
-
-def say(line: str) -> None:
-    """One line on stderr; stdout is for data."""
-    print(f"cmg: {line}", file=sys.stderr)
-
-
-def given(**options: Any) -> dict[str, Any]:
-    """The options that were given; the others stay the engine's defaults."""
-    plain = {name: value.value if isinstance(value, Enum) else value for name, value in options.items()}
-    return {name: value for name, value in plain.items() if value is not None}
-
-
-def parse_keep(keep: str | None) -> float | str | None:
-    if keep is None or keep == "auto":
-        return keep
-    try:
-        return float(keep)
-    except ValueError as error:
-        raise SettingsError(f"--keep: expected auto or a share such as 0.4, got {keep!r}") from error
-
-
-def read_config(path: Path | None, allowed: set[str]) -> dict[str, Any]:
-    """Options from a YAML mapping; an unknown key is an error with the nearest right name."""
-    if path is None:
-        return {}
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).replace("\n", " ")
-        raise SettingsError(f"config {path} cannot be read: {reason}") from error
-    if not isinstance(values, dict):
-        raise SettingsError(f"config {path}: expected a mapping of option names to values, got {type(values).__name__}")
-    options = {str(key).replace("-", "_"): value for key, value in values.items()}
-    for key in options:
-        if key not in allowed:
-            near = difflib.get_close_matches(key, allowed, n=1)
-            raise SettingsError(f"config {path}: unknown key {key}{f'; did you mean {near[0]}?' if near else ''}")
-    return options
-
-
-@contextmanager
-def output(path: Path | None, *, append: bool = False) -> Iterator[Any]:
-    """The text stream to write to: a new file, the end of an old one, or stdout."""
-    if path is None:
-        sys.stdout.reconfigure(errors="surrogateescape", newline="\n")
-        yield sys.stdout
-        sys.stdout.flush()
-        return
-    try:
-        stream = path.open("a" if append else "w", encoding="utf-8", errors="surrogateescape", newline="")
-    except OSError as error:
-        raise OutputError(f"cannot write {path} ({error.strerror}); choose another --out") from error
-    with stream:
-        yield stream
-
-
-def make_directory(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the directory {path} ({error.strerror}); choose another") from error
-    return path
 
 
 def version(show: bool) -> None:
@@ -247,23 +149,6 @@ def fit(
         say(f"wrote {out}: {detector.fit_images} images fitted, threshold {detector.calibration.threshold():.4g}")
 
 
-def stdin_paths(nul: bool) -> Iterator[str]:
-    """Paths from standard input as they come, one a line or NUL-separated; bytes that are not UTF-8 are kept."""
-    stream = sys.stdin.buffer
-    if not nul:
-        for line in stream:
-            path = line.rstrip(b"\r\n")
-            if path:
-                yield os.fsdecode(path)
-        return
-    rest = b""
-    while chunk := stream.read1(65536):
-        *paths, rest = (rest + chunk).split(b"\0")
-        yield from (os.fsdecode(path) for path in paths if path)
-    if rest:
-        yield os.fsdecode(rest)
-
-
 @app.command()
 def score(
     paths: Annotated[list[str], typer.Argument(help="Images, directories or globs; - reads paths from standard input.", show_default=False)],
@@ -283,7 +168,7 @@ def score(
     Example: find incoming -name '*.png' | cmg score --model model.cmg -
     """
     with reported():
-        from cmgcli import report
+        from cmgcli import pictures, rows
         from cmgcli.dataset import caption_lookup, read_dataset
         from cmgcli.images import find_images, write_png
 
@@ -296,7 +181,7 @@ def score(
         files = stdin_paths(null) if live else find_images(paths)
         if resume and out is None:
             raise SettingsError("--resume goes on in a file; give it with --out")
-        done = report.resume_scores(out) if resume else ()
+        done = rows.resume_scores(out) if resume else ()
         files = rest_of(files, done)
         if maps is not None:
             make_directory(maps)
@@ -311,10 +196,10 @@ def score(
         for row in done:
             unused_stem(row.file, used)
         with output(out, append=bool(done)) as stream:
-            write = report.row_writer(stream, header=not done)
+            write = rows.row_writer(stream, header=not done)
             for inspection in fitted.inspect(files, lookup, live=live, maps=maps is not None, **given(batch_size=batch_size)):
                 if inspection.anomaly_map is not None:
-                    picture = report.map_overlay(inspection.view.image, inspection.anomaly_map, low=MAP_CALM, high=MAP_STRANGE)
+                    picture = pictures.map_overlay(inspection.view.image, inspection.anomaly_map, low=MAP_CALM, high=MAP_STRANGE)
                     write_png(maps / f"{unused_stem(inspection.row.file, used)}_map.png", picture)
                 write(inspection.row)
                 anomalies += inspection.row.anomalous or 0
@@ -326,26 +211,6 @@ def score(
             raise typer.Exit(GATE_FAILED)
         if unreadable:
             raise typer.Exit(SOME_UNREADABLE)
-
-
-def rest_of(files: Iterable[str], done: Sequence[Any]) -> Iterator[str]:
-    """The files after those that have a row; an error where the rows are not those of the first files."""
-    files = iter(files)
-    for row in done:
-        name = next(files, None)
-        if name != row.file:
-            raise SettingsError(f"--resume: expected the row of {name or 'no further input'}, the file has {row.file}; give the same inputs, or another --out")
-    return files
-
-
-def unused_stem(file: str, used: set[str]) -> str:
-    """The file's stem, with a number where an earlier file of the run had the same."""
-    stem = name = Path(file).stem.encode("utf-8", "replace").decode()
-    number = 2
-    while name in used:
-        name, number = f"{stem}-{number}", number + 1
-    used.add(name)
-    return name
 
 
 @app.command()
@@ -366,7 +231,7 @@ def mask(
     Example: cmg mask --images line --captions line/metadata.csv --out masks
     """
     with reported():
-        from cmgcli import pipeline, report
+        from cmgcli import pictures, pipeline, rows
 
         options = given(
             captions=captions, caption=caption, encoder=encoder, relevance=relevance, keep=parse_keep(keep), device=device,
@@ -376,12 +241,12 @@ def mask(
         make_directory(out)
         unreadable, used = 0, set()
         with output(out / "summary.csv") as stream:
-            write = report.row_writer(stream, report.MaskRow)
+            write = rows.row_writer(stream, rows.MaskRow)
             for result in results:
                 unreadable += bool(result.row.error)
                 if result.view is not None:
                     view = result.view
-                    report.write_mask_pictures(out, unused_stem(result.row.file, used), view.image, view.keep, view.relevance)
+                    pictures.write_mask_pictures(out, unused_stem(result.row.file, used), view.image, view.keep, view.relevance)
                 write(result.row)
         say(f"wrote {out / 'summary.csv'}")
         if unreadable:

@@ -17,7 +17,7 @@ from cmgcli.detector import Detector, Settings, top_mean
 from cmgcli.encoder import Encoder, load_encoder
 from cmgcli.errors import CheckpointError, ImageError
 from cmgcli.loader import BATCH, decoded
-from cmgcli.report import Row
+from cmgcli.rows import Row
 from cmgcli.view import View, look
 
 MAP_CALM, MAP_STRANGE = -1.5, 0.3  # the colour scale of anomaly maps, the same for every image; see `anomaly_map`

@@ -27,7 +27,7 @@ from cmgcli.errors import DatasetError, ImageError
 from cmgcli.loader import BATCH, ImageStore, decoded
 from cmgcli.model import Model, judge, look_by, look_with
 from cmgcli.pretrained_head import load_head
-from cmgcli.report import MaskRow
+from cmgcli.rows import MaskRow
 from cmgcli.view import View, choose_relevance, look
 
 logger = logging.getLogger(__name__)

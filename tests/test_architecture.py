@@ -12,10 +12,11 @@ PACKAGE = Path(cmgcli.__file__).parent
 # Each module may import the modules of the lines below its own.
 FLOORS = (
     {"cli"},
+    {"console"},
     {"evaluation"},
     {"pipeline"},
     {"model"},
-    {"report", "checkpoint", "view"},
+    {"report", "rows", "pictures", "checkpoint", "view"},
     {"detector", "pretrained_head"},
     {"calibrate", "adapt", "cmer", "cmle", "encoder", "dataset", "loader", "metrics", "line"},
     {"images", "defects", "parts", "surfaces"},

@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from cmgcli.report import COLUMNS
+from cmgcli.rows import COLUMNS
 
 
 def cmg(*arguments: object, stdin: str | bytes | None = None) -> subprocess.CompletedProcess:
