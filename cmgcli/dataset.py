@@ -4,9 +4,11 @@ import csv
 import difflib
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from cmgcli.errors import DatasetError, InputError, SettingsError
 from cmgcli.images import find_images
@@ -27,6 +29,14 @@ class Record:
     label: int | None = None  # 0 normal, 1 anomalous
     defect: str = ""
     mask: Path | None = None  # resolved
+
+
+class Line(NamedTuple):
+    """A line of a caption file."""
+
+    number: int  # from 1
+    where: str  # file and line, to begin a message with
+    record: Record
 
 
 @dataclass(frozen=True)
@@ -59,8 +69,8 @@ def read_dataset(
     if caption is not None and not caption.strip():
         raise SettingsError("the caption for all images is empty: describe what they show")
     images = Path(images)
-    if not images.is_dir():
-        state = "is not a folder" if images.exists() else "does not exist"
+    if not os.path.isdir(images):
+        state = "is not a folder" if os.path.exists(images) else "does not exist"
         raise DatasetError(f"{str(images)!r} {state}: give the folder that holds the images")
     if captions is None:
         dataset = _read_folder(images, caption, allow_missing)
@@ -94,14 +104,22 @@ def _of_split(records: Iterable[Record], split: str) -> tuple[Record, ...]:
     return records
 
 
-def _read_captions(images: Path, captions: Path, allow_missing: bool) -> Dataset:
+def read_lines(captions: Path, images: Path, *, need_masks: bool = True) -> Iterator[Line]:
+    """The lines of a caption file (see `read_dataset`), each checked by itself; its image need not be there.
+
+    `need_masks` refuses a mask that is not there; else such a record has none.
+    """
     roots = images.resolve(), captions.resolve().parent
+    for number, row in _rows(captions):
+        where = f"{str(captions)!r}, line {number}"
+        yield Line(number, where, _record(row, roots, where, need_masks))
+
+
+def _read_captions(images: Path, captions: Path, allow_missing: bool) -> Dataset:
     records: list[Record] = []
     missing: list[str] = []
     first_line: dict[Path, int] = {}
-    for line, row in _rows(captions):
-        where = f"{str(captions)!r}, line {line}"
-        record = _record(row, roots, where)
+    for line, where, record in read_lines(captions, images):
         if record.path in first_line:
             earlier = first_line[record.path]
             raise DatasetError(f"{where}: {record.file_name!r} is also in line {earlier}: keep one of the two")
@@ -143,20 +161,24 @@ def _names_in(images: Path) -> list[str]:
     return [name.as_posix() for name in names if _MASK_FOLDERS.isdisjoint(name.parts[:-1])]
 
 
-def _record(row: dict[str, str], roots: tuple[Path, Path], where: str) -> Record:
+def _record(row: dict[str, str], roots: tuple[Path, Path], where: str, need_mask: bool) -> Record:
     """Check one row; `where` begins its messages."""
     text, split, label = row["text"].strip(), row["split"].strip(), row["label"].strip()
     if not row["file_name"]:
         raise DatasetError(f"{where}: the file name is empty: name an image")
     if not text:
         raise DatasetError(f"{where}: the text of {row['file_name']!r} is empty: describe what the image shows")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise DatasetError(f"{where}: the text {text!r} is no Unicode: half a character, as \\ud800 is, needs its other half")
     if split not in ("", "train", "test"):
         raise DatasetError(f"{where}: split is {split!r}: expected 'train', 'test' or nothing")
-    if label and not (label.isascii() and label.isdigit()):
+    if label and not (label.isascii() and label.isdigit() and len(label) < 10):
         raise DatasetError(f"{where}: label is {label!r}: expected 0 (normal), 1 (anomalous) or nothing")
     mask = _resolve(row["mask"], roots, where) if row["mask"] else None
     if mask is not None and not mask.is_file():
-        raise DatasetError(f"{where}: the mask {row['mask']!r} does not exist: correct the name or leave it empty")
+        if need_mask:
+            raise DatasetError(f"{where}: the mask {row['mask']!r} does not exist: correct the name or leave it empty")
+        mask = None
     return Record(
         file_name=row["file_name"],
         path=_resolve(row["file_name"], roots, where),
@@ -188,9 +210,7 @@ def _rows(captions: Path) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         data = captions.read_bytes()
     except OSError as error:
-        raise DatasetError(
-            f"{str(captions)!r} cannot be read: {error.strerror}: give a CSV, TSV or JSONL file"
-        ) from error
+        raise DatasetError(f"{str(captions)!r} cannot be read: {error.strerror}: give a CSV, TSV or JSONL file") from error
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -272,7 +292,7 @@ def _read_folder(images: Path, caption: str | None, allow_missing: bool) -> Data
     mvtec = (images / "train" / "good").is_dir()
     names = [name for name in _names_in(images) if not mvtec or name.startswith(("train/", "test/"))]
     sidecars = {name: (images / name).with_suffix(".txt") for name in names}
-    if caption is None and any(sidecar.is_file() for sidecar in sidecars.values()):
+    if caption is None and any(map(os.path.isfile, sidecars.values())):
         texts = {name: _read_sidecar(sidecar) for name, sidecar in sidecars.items()}
     elif caption is None and names and not mvtec:
         raise DatasetError(
@@ -301,7 +321,7 @@ def _read_sidecar(path: Path) -> str | None:
     except UnicodeDecodeError as error:
         raise DatasetError(f"{str(path)!r}, line 1: the text is not UTF-8: save the file as UTF-8") from error
     except OSError as error:
-        raise DatasetError(f"{str(path)!r} cannot be read: {error.strerror}") from error
+        raise DatasetError(f"{str(path)!r} cannot be read: {error.strerror}: mend or remove it") from error
     if not text:
         raise DatasetError(f"{str(path)!r}, line 1: the text is empty: describe what the image shows")
     return " ".join(text.split())
@@ -322,5 +342,5 @@ def _folder_record(root: Path, name: str, text: str, mvtec: bool) -> Record:
         split=split,
         label=int(kind != "good"),
         defect="" if kind == "good" else kind,
-        mask=mask.resolve() if mask.is_file() else None,
+        mask=mask.resolve() if os.path.isfile(mask) else None,
     )

@@ -1,7 +1,6 @@
 """Find image files, decode them to what a person sees, and write PNG files.
 
-Files are read by Python and decoded by OpenCV from memory, so that any file name works. OpenCV decodes a truncated file
-to a picture with a grey part and believes a header that promises terabytes; therefore the container is checked first.
+Files are read by Python and decoded by OpenCV from memory, so that any file name works.
 """
 
 import contextlib
@@ -13,34 +12,18 @@ import re
 import stat
 import struct
 import uuid
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from cmgcli.containers import Container, inspect
 from cmgcli.errors import ImageError, InputError, OutputError
+from cmgcli.jpeg import check_length
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 MAX_PIXELS = 200_000_000
-
-_TIFF_TYPES = {1: "B", 3: "H", 4: "I"}  # BYTE, SHORT, LONG
-_TIFF_WIDTH, _TIFF_HEIGHT, _ORIENTATION = 256, 257, 274
-_TIFF_CHUNKS = ((273, 279), (324, 325))  # offsets and byte counts of strips, of tiles
-_PNG_SEEN = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
-_JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_JPEG_END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-
-
-class _Container(NamedTuple):
-    """What a file's header says, and the bytes to decode."""
-
-    width: int
-    height: int
-    data: bytes
-    orientation: int = 1  # EXIF: 1 is upright
-    alpha: bool = True  # a fourth channel is opacity
 
 
 def find_images(paths: Iterable[str]) -> list[str]:
@@ -63,19 +46,23 @@ def find_images(paths: Iterable[str]) -> list[str]:
     return found
 
 
-def _walk(folder: str, above: frozenset[str] = frozenset()) -> Iterator[str]:
-    above |= {os.path.realpath(folder)}
+def _walk(folder: str) -> Iterator[str]:
+    waiting = [(folder, frozenset())]  # a stack of its own: paths may be deeper than Python's
+    while waiting:
+        path, above = waiting.pop()
+        if not os.path.isdir(path):
+            if _has_suffix(path):
+                yield path
+        elif (real := os.path.realpath(path)) not in above:  # a link to a folder above would never end
+            above |= {real}
+            waiting += [(os.path.join(path, name), above) for name in reversed(_listed(path))]
+
+
+def _listed(folder: str) -> list[str]:
     try:
-        names = sorted((name for name in os.listdir(folder) if not name.startswith(".")), key=_natural)
+        return sorted((name for name in os.listdir(folder) if not name.startswith(".")), key=_natural)
     except OSError as error:
         raise InputError(f"{folder!r}: the folder cannot be listed: {error.strerror}") from error
-    for name in names:
-        path = os.path.join(folder, name)
-        if not os.path.isdir(path):
-            if _has_suffix(name):
-                yield path
-        elif os.path.realpath(path) not in above:  # a link to a folder above would never end
-            yield from _walk(path, above)
 
 
 def _has_suffix(path: str) -> bool:
@@ -98,7 +85,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     damaged, no image, or larger than `MAX_PIXELS`.
     """
     cv2 = _opencv()
-    pixels, orientation = _decode(path)  # (H, W, C)
+    pixels, container = _decode(path)  # (H, W, C)
     colour, opacity = _split_opacity(pixels)
     colour = _to_eight_bits(colour)
     if colour.shape[2] == 1:
@@ -106,8 +93,10 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     else:
         colour = cv2.cvtColor(colour, cv2.COLOR_BGR2RGB)
     if opacity is not None and (opacity < 1).any():
-        colour = np.rint(255 + (colour - np.float32(255)) * opacity[..., None]).astype(np.uint8)
-    return np.ascontiguousarray(_upright(colour, orientation))
+        share = opacity[..., None]
+        shown = colour * (1 if container.premultiplied else share) + 255 * (1 - share)
+        colour = np.rint(shown.clip(0, 255)).astype(np.uint8)
+    return np.ascontiguousarray(_upright(colour, container.orientation))
 
 
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
@@ -115,12 +104,12 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
 
     Raises ImageError as `read_image` does.
     """
-    pixels, orientation = _decode(path)
+    pixels, container = _decode(path)
     colour, opacity = _split_opacity(pixels)
     mask = (colour != 0).any(axis=2)
     if opacity is not None:
         mask &= opacity > 0
-    return np.ascontiguousarray(_upright(mask, orientation))
+    return np.ascontiguousarray(_upright(mask, container.orientation))
 
 
 def to_square(image: np.ndarray, size: int) -> np.ndarray:
@@ -171,20 +160,11 @@ def _say_deep_once() -> None:
     logging.getLogger(__name__).warning("images deeper than 8 bits are scaled by their own range of values")
 
 
-def _decode(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
-    """Pixels as stored, (H, W, C) with C in 1..4, BGR(A), and the EXIF orientation still to apply."""
+def _decode(path: str | os.PathLike[str]) -> tuple[np.ndarray, Container]:
+    """Pixels as stored, (H, W, C) with C in 1..4, BGR(A), not yet upright, and what their file says of them."""
     cv2 = _opencv()
     name = repr(os.fspath(path))
-    data = _read_bytes(path)
-    try:
-        container = _inspect(data)
-    except (struct.error, IndexError) as error:
-        raise ImageError(f"{name}: the file is truncated or damaged") from error
-    except ImageError as error:
-        raise ImageError(f"{name}: {error}") from error
-    width, height = container.width, container.height
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"{name}: {width} x {height} pixels are more than the {MAX_PIXELS // 10**6} million allowed")
+    container = _whole_container(_read_bytes(path), name)
     try:
         pixels = cv2.imdecode(np.frombuffer(container.data, np.uint8), cv2.IMREAD_UNCHANGED)
     except (cv2.error, MemoryError) as error:
@@ -194,7 +174,22 @@ def _decode(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.shape[2] > 4:
         raise ImageError(f"{name}: expected 1 to 4 channels, got {pixels.shape[2]}")
-    return pixels if container.alpha else pixels[..., :3], container.orientation
+    return pixels if container.alpha else pixels[..., :3], container
+
+
+def _whole_container(data: bytes, name: str) -> Container:
+    try:
+        container = inspect(data)
+        width, height = container.width, container.height
+        if width * height > MAX_PIXELS:
+            raise ImageError(f"{width} x {height} pixels are more than the {MAX_PIXELS // 10**6} million allowed")
+        if container.scan is not None:
+            check_length(data, container.scan)
+    except (struct.error, IndexError) as error:
+        raise ImageError(f"{name}: the file is truncated or damaged") from error
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from error
+    return container
 
 
 def _read_bytes(path: str | os.PathLike[str]) -> bytes:
@@ -245,123 +240,3 @@ def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (2, 3, 6, 7):
         array = array[:, ::-1]
     return array
-
-
-def _inspect(data: bytes) -> _Container:
-    """Recognise the container by its first bytes; ImageError (without a name) where it is incomplete or unknown."""
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return _inspect_png(data)
-    if data.startswith(b"\xff\xd8"):
-        return _inspect_jpeg(data)
-    if data.startswith((b"II*\0", b"MM\0*")):
-        return _inspect_tiff(data)
-    if data.startswith(b"BM"):
-        return _inspect_bmp(data)
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return _inspect_webp(data)
-    raise ImageError("not an image of a known kind (PNG, JPEG, BMP, TIFF, WebP)")
-
-
-def _inspect_png(data: bytes) -> _Container:
-    """Check every chunk; only what is needed to see the pixels goes on (libpng prints warnings about the rest)."""
-    kept, orientation, position, kind = [data[:8]], 1, 8, b""
-    while kind != b"IEND":
-        (length,) = struct.unpack_from(">I", data, position)
-        end = position + 12 + length
-        kind, body = data[position + 4 : position + 8], data[position + 8 : end - 4]
-        if end > len(data):
-            raise ImageError("the PNG file is truncated")
-        if zlib.crc32(body, zlib.crc32(kind)) != struct.unpack_from(">I", data, end - 4)[0]:
-            raise ImageError(f"the PNG file is damaged (checksum at byte {position})")
-        if kind == b"eXIf":
-            orientation = _exif_orientation(body)
-        if kind in _PNG_SEEN:
-            kept.append(data[position:end])
-        position = end
-    width, height = struct.unpack_from(">II", data, 16)
-    return _Container(width, height, b"".join(kept), orientation)
-
-
-def _inspect_jpeg(data: bytes) -> _Container:
-    """Follow the segments to the end-of-image marker; a thumbnail's own marker inside a segment does not count."""
-    width = height = 0
-    orientation, position = 1, 2
-    while True:
-        while data[position + 1] == 0xFF:  # fill bytes
-            position += 1
-        marker = data[position + 1]
-        if data[position] != 0xFF or marker == 0xD9:
-            break
-        (length,) = struct.unpack_from(">H", data, position + 2)
-        if marker in _JPEG_SIZES:
-            height, width = struct.unpack_from(">HH", data, position + 5)
-        elif marker == 0xE1 and data[position + 4 : position + 10] == b"Exif\0\0":
-            orientation = _exif_orientation(data[position + 10 : position + 2 + length])
-        position += 2 + length
-        if marker == 0xDA:
-            scan_end = _JPEG_END_OF_SCAN.search(data, position)
-            if scan_end is None:
-                raise ImageError("the JPEG file is truncated (it has no end-of-image marker)")
-            position = scan_end.start()
-    if not width or not height:
-        raise ImageError("the JPEG file is damaged (it has no size)")
-    return _Container(width, height, data, orientation)
-
-
-def _inspect_bmp(data: bytes) -> _Container:
-    (header,) = struct.unpack_from("<I", data, 14)
-    width, height = struct.unpack_from("<HH" if header == 12 else "<ii", data, 18)
-    return _Container(abs(width), abs(height), data, alpha=False)  # the fourth byte mostly is filler
-
-
-def _inspect_webp(data: bytes) -> _Container:
-    (size,) = struct.unpack_from("<I", data, 4)
-    if len(data) < size + 8:
-        raise ImageError("the WebP file is truncated")
-    kind, orientation = data[12:16], 1
-    if kind == b"VP8X":
-        width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
-        if data[20] & 0x08:
-            exif = data.rfind(b"EXIF")
-            orientation = _exif_orientation(data[exif + 8 :].removeprefix(b"Exif\0\0")) if exif >= 0 else 1
-    elif kind == b"VP8L":
-        (bits,) = struct.unpack_from("<I", data, 21)
-        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    else:
-        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
-    return _Container(width, height, data, orientation)
-
-
-def _inspect_tiff(data: bytes) -> _Container:
-    tags = _tiff_tags(data)
-    if _TIFF_WIDTH not in tags or _TIFF_HEIGHT not in tags:
-        raise ImageError("the TIFF file is damaged (it has no size)")
-    for offsets, counts in _TIFF_CHUNKS:
-        ends = map(sum, zip(tags.get(offsets, ()), tags.get(counts, ())))
-        if max(ends, default=0) > len(data):
-            raise ImageError("the TIFF file is truncated")
-    return _Container(tags[_TIFF_WIDTH][0], tags[_TIFF_HEIGHT][0], data)  # OpenCV turns TIFF upright itself
-
-
-def _exif_orientation(block: bytes) -> int:
-    try:
-        return _tiff_tags(block).get(_ORIENTATION, (1,))[0]
-    except (struct.error, IndexError):
-        return 1  # a broken note about the picture does not spoil the picture
-
-
-def _tiff_tags(block: bytes) -> dict[int, tuple[int, ...]]:
-    """The integer tags of the first directory of a TIFF block."""
-    order = "<" if block[:2] == b"II" else ">"
-    (start,) = struct.unpack_from(order + "I", block, 4)
-    (count,) = struct.unpack_from(order + "H", block, start)
-    tags = {}
-    for position in range(start + 2, start + 2 + 12 * count, 12):
-        tag, kind, length = struct.unpack_from(order + "HHI", block, position)
-        if kind not in _TIFF_TYPES or not length:
-            continue
-        values, form = position + 8, f"{order}{length}{_TIFF_TYPES[kind]}"
-        if struct.calcsize(form) > 4:  # too long for the entry itself
-            (values,) = struct.unpack_from(order + "I", block, values)
-        tags[tag] = struct.unpack_from(form, block, values)
-    return tags

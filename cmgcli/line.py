@@ -12,6 +12,7 @@ import numpy as np
 
 from cmgcli import defects
 from cmgcli.errors import OutputError
+from cmgcli.images import write_png
 from cmgcli.parts import PARTS, WITH_HOLES, Layer, outline, shape, to_pixels, without_hole
 from cmgcli.surfaces import BACKGROUNDS, MATERIALS, Material, find_material, lay_background, scatter, surface
 
@@ -308,7 +309,7 @@ def write_line(directory: Path, *, train: int = 240, test: int = 120, size: int 
             writer.writeheader()
             writer.writerows(rows)
     except OSError as error:
-        raise OutputError(f"cannot write the line to {directory}: {error.strerror or error}; choose another directory") from error
+        raise OutputError(f"the line could not be written to {directory}: {error.strerror or error}; choose another directory") from error
     return metadata
 
 
@@ -325,12 +326,9 @@ def _write_sample(directory: Path, split: str, index: int, size: int, seed: int)
     caption = f"a photo of {'an' if material[0] in 'aeiou' else 'a'} {material} {part}"
     sample = render(rng, size=size, part=part, material=material, defect=defect, caption=caption, design=1000 * seed + product)
     name = f"{split}_{index:04d}.png"
-    _write_png(directory / "images" / name, sample.image[..., ::-1])
+    write_png(directory / "images" / name, sample.image)
     if sample.defect_mask.any():
-        _write_png(directory / "masks" / name, sample.defect_mask.astype(np.uint8) * 255)
+        write_png(directory / "masks" / name, sample.defect_mask.astype(np.uint8) * 255)
     mask = f"masks/{name}" if sample.defect_mask.any() else ""
     return {"file_name": f"images/{name}", "text": caption, "split": split, "label": int(bool(defect)), "defect": defect, "mask": mask}
 
-
-def _write_png(path: Path, picture: np.ndarray) -> None:
-    path.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
