@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from cmgcli import metrics
 from cmgcli.dataset import Record, test_records, training_records
-from cmgcli.detector import PARTS
 from cmgcli.encoder import Encoder
 from cmgcli.errors import DatasetError
+from cmgcli.exhibits import Worst, exhibit, shrink
+from cmgcli.figures import evaluation_of, labelled
 from cmgcli.images import read_mask
 from cmgcli.loader import BATCH
-from cmgcli.model import Model
+from cmgcli.metrics import PixelTally
+from cmgcli.model import MAP_CALM, MAP_STRANGE, Model
 from cmgcli.pipeline import Progress, fit_records, read_records
-from cmgcli.report import Evaluation, Rate
+from cmgcli.report import Case, Evaluation
 
 MAP_SIDE = 256
 PAPER_GAIN = 0.1681
@@ -30,6 +32,7 @@ def evaluate(
     images: Path | str,
     labels: Path | str | None = None,
     *,
+    exhibits: int = 0,
     batch_size: int = BATCH,
     allow_missing: bool = False,
     progress: Progress | None = None,
@@ -39,94 +42,55 @@ def evaluate(
     Args:
         labels: dataset file with a `label` column, and `mask` where pixels are judged; None for a folder layout. Of a file
             with splits only ``test`` is used.
+        exhibits: how many of the worst misses and of the worst false alarms are kept as pictures.
     Raises:
-        DatasetError: no label, or only one class; says which.
+        DatasetError: no label, or only one class; says which. A mask that has not the size of its image.
     """
     records = read_records(images, labels, allow_missing=allow_missing)
-    return evaluate_records(model, labelled(test_records(records), labels or images), batch_size=batch_size, progress=progress)
-
-
-def labelled(records: Sequence[Record], source: Path | str) -> tuple[Record, ...]:
-    """The records, all of which have a label and both classes among them, or a DatasetError that says what is missing."""
-    bare = [record.file_name for record in records if record.label is None]
-    if bare:
-        raise DatasetError(f"{source}: {len(bare)} test images have no label, the first is {bare[0]}; fill the column label with 0 or 1")
-    classes = {int(record.label > 0) for record in records}
-    if classes != {0, 1}:
-        found = "no test image" if not classes else f"only label {classes.pop()}"
-        raise DatasetError(f"{source}: expected normal (0) and anomalous (1) test images, found {found}")
-    return tuple(records)
+    test = labelled(test_records(records), labels or images)
+    return evaluate_records(model, test, exhibits=exhibits, batch_size=batch_size, progress=progress)
 
 
 def evaluate_records(
-    model: Model, records: Sequence[Record], *, batch_size: int = BATCH, progress: Progress | None = None
+    model: Model, records: Sequence[Record], *, exhibits: int = 0, batch_size: int = BATCH, progress: Progress | None = None
 ) -> Evaluation:
-    """`evaluate` on records that are read and checked. Maps and masks are compared at most 256 pixels a side."""
+    """`evaluate` on records that are read and checked. Maps and masks are compared at most 256 pixels a side.
+
+    One image after the other: only rows, counts and the exhibits are kept.
+    """
     report = progress or (lambda stage, done, total: None)
     captions = {record.path: record.text for record in records}
-    judge_pixels = any(record.mask for record in records)
-    kept, rows, maps, masks = [], [], [], []
-    inspections = model.inspect([record.path for record in records], captions, batch_size=batch_size, maps=judge_pixels)
-    unreadable = []
+    pixels = PixelTally() if any(record.mask for record in records) else None
+    worst = Worst(exhibits)
+    cases = []
+    maps = pixels is not None or exhibits > 0
+    inspections = model.inspect([record.path for record in records], captions, batch_size=batch_size, maps=maps)
     for done, (record, inspection) in enumerate(zip(records, inspections, strict=True), 1):
         report("scoring", done, len(records))
+        case = Case(record, inspection.row)
+        cases.append(case)
         if inspection.row.error:
-            unreadable.append(record.file_name)
             continue
-        kept.append(record)
-        rows.append(inspection.row)
-        if judge_pixels and (record.mask or not record.label):  # an anomaly without a mask tells nothing about pixels
+        if pixels is not None and (record.mask or not record.label):  # an anomaly without a mask tells nothing about pixels
             heights = inspection.anomaly_map
-            maps.append(_small(heights))
-            masks.append(_small_mask(record.mask, heights.shape, maps[-1].shape))
-    truth = np.array([int(record.label > 0) for record in labelled(kept, "what could be read")])
-    scores = np.array([row.score for row in rows])
-    flagged = np.array([row.anomalous for row in rows], bool)
-    best = metrics.f1_max(truth, scores)
-    parts = {name: np.array([getattr(row, name) for row in rows], float) for name in PARTS}
-    defects = sorted({record.defect for record in kept if record.label and record.defect})
-    names = np.array([record.defect for record in kept])
-    return Evaluation(
-        images=len(kept),
-        anomalous=int(truth.sum()),
-        unreadable=tuple(unreadable),
-        image_auroc=metrics.auroc(truth, scores),
-        average_precision=metrics.average_precision(truth, scores),
-        f1_max=best.value,
-        f1_max_threshold=best.threshold,
-        threshold=model.detector.calibration.threshold(),
-        false_alarm_rate=_rate(flagged[truth == 0]),
-        miss_rate=_rate(~flagged[truth == 1]),
-        pixel_auroc=metrics.pixel_auroc(masks, maps) if any(mask.any() for mask in masks) else None,
-        aupro=metrics.aupro(masks, maps) if any(mask.any() for mask in masks) else None,
-        auroc_by_defect={name: _auroc_against_good(truth, scores, names == name) for name in defects},
-        auroc_by_part={name: metrics.auroc(truth, values) for name, values in parts.items() if np.isfinite(values).all()},
-    )
+            small = shrink(heights, MAP_SIDE)
+            pixels.add(_small_mask(record, heights.shape, small.shape), small)
+        worst.offer(case, partial(exhibit, case, inspection.view.image, inspection.anomaly_map, low=MAP_CALM, high=MAP_STRANGE))
+    calibration = model.detector.calibration
+    promised = calibration.promised_rate if len(calibration.scores) else None
+    return evaluation_of(cases, worst, threshold=calibration.threshold(), promised=promised, pixels=pixels)
 
 
-def _auroc_against_good(truth: np.ndarray, scores: np.ndarray, chosen: np.ndarray) -> float:
-    rows = chosen | (truth == 0)
-    return metrics.auroc(truth[rows], scores[rows])
-
-
-def _rate(hits: np.ndarray) -> Rate:
-    low, high = metrics.wilson_interval(int(hits.sum()), len(hits))
-    return Rate(float(hits.mean()) if len(hits) else float("nan"), low, high)
-
-
-def _small(values: np.ndarray) -> np.ndarray:
-    height, width = values.shape
-    factor = min(1.0, MAP_SIDE / max(height, width))
-    return cv2.resize(values, (max(1, round(width * factor)), max(1, round(height * factor))), interpolation=cv2.INTER_AREA)
-
-
-def _small_mask(path: Path | None, full: tuple[int, int], small: tuple[int, int]) -> np.ndarray:
+def _small_mask(record: Record, full: tuple[int, int], small: tuple[int, int]) -> np.ndarray:
     """The mask (H', W') bool at the size of the small map; a pixel is set where any of its pixels is."""
-    if path is None:
+    if record.mask is None:
         return np.zeros(small, bool)
-    mask = read_mask(path)
+    mask = read_mask(record.mask)
     if mask.shape != full:
-        raise DatasetError(f"mask {path}: expected the size of its image, {full[1]} x {full[0]}, got {mask.shape[1]} x {mask.shape[0]}")
+        raise DatasetError(
+            f"mask {record.mask} of {record.file_name}: expected the size of its image, {full[1]} x {full[0]}, "
+            f"got {mask.shape[1]} x {mask.shape[0]}; draw it on the image as it is, or leave the column mask empty"
+        )
     return cv2.resize(mask.astype(np.float32), small[::-1], interpolation=cv2.INTER_AREA) > 0
 
 

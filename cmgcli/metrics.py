@@ -1,13 +1,15 @@
 """How well scores separate normal from anomalous, on arrays. Everywhere a higher score means more anomalous."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 
 from cmgcli.errors import InputError
+
+_DROPPED_BITS = 12  # of a float32's 32
+_BINS = 1 << (32 - _DROPPED_BITS)
 
 
 @dataclass(frozen=True)
@@ -51,43 +53,155 @@ def f1_max(labels: np.ndarray, scores: np.ndarray) -> F1:
     return F1(float(f1[best]), float(thresholds[best]))
 
 
-def pixel_auroc(masks: Sequence[np.ndarray], maps: Sequence[np.ndarray]) -> float:
-    """`auroc` over all pixels of all images.
+def auroc_interval(labels: np.ndarray, scores: np.ndarray, *, level: float = 0.95) -> tuple[float, float]:
+    """Confidence interval of `auroc`: (low, high) in [0, 1]; arguments and errors as `auroc`.
 
-    `masks`: N arrays (H, W), not zero = defect. `maps`: N arrays (H, W) of anomaly, each as large as its mask.
-
-    Raises InputError as `auroc`, and where shapes differ (naming the image's row).
+    DeLong's variance (DeLong, DeLong and Clarke-Pearson, Biometrics 1988, by midranks as in Sun and Xu, IEEE SPL 2014) on
+    the logit scale, where the interval keeps inside [0, 1] (Pepe 2003). Where that variance is zero or unknown (perfect
+    separation, one image in a class) it would claim certainty; there Newcombe's score interval stands in (method 5,
+    Statistics in Medicine 2006), the analogue of Wilson's.
     """
-    _check_maps(masks, maps)
-    return auroc(np.concatenate([np.ravel(mask) for mask in masks]), np.concatenate([np.ravel(m) for m in maps]))
+    labels, scores = _checked(labels, scores)
+    if not 0 < level < 1:
+        raise InputError(f"expected a level between 0 and 1, got {level}")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    good, bad = scores[~labels], scores[labels]
+    above = _share_below(bad, good)  # (M,): how much of the good each bad one exceeds
+    below = 1 - _share_below(good, bad)  # (N,)
+    area = float(above.mean())
+    variance = 0.0
+    if min(len(good), len(bad)) > 1:
+        variance = float(above.var(ddof=1) / len(bad) + below.var(ddof=1) / len(good))
+    if variance == 0 or not 0 < area < 1:
+        return _newcombe_interval(area, len(bad), len(good), z)
+    centre, half = math.log(area / (1 - area)), z * math.sqrt(variance) / (area * (1 - area))
+    return _logistic(centre - half), _logistic(centre + half)
 
 
-def aupro(masks: Sequence[np.ndarray], maps: Sequence[np.ndarray], *, limit: float = 0.3) -> float:
-    """Area under the per-region overlap curve up to the false-positive rate `limit`, divided by `limit`: in [0, 1].
+def _share_below(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """For each value (M,) the share of the others (N,) that lie below it, ties one half."""
+    ordered = np.sort(others)
+    return (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")) / (2 * len(others))
 
-    At each threshold the per-region overlap is the found share of a defect region, averaged over all regions of all
-    images (8-connected), so that a small region counts as much as a large one (Bergmann et al., "The MVTec Anomaly
-    Detection Dataset", IJCV 2021). The false-positive rate is over all normal pixels.
 
-    Arguments and errors as `pixel_auroc`.
+def _logistic(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+def _newcombe_interval(area: float, bad: int, good: int, z: float) -> tuple[float, float]:
+    """The areas t with (area - t)^2 <= z^2 V(t), V the variance of Hanley and McNeil (1982) with the mean class size."""
+    mean = (bad + good) / 2
+
+    def outside(t: float) -> bool:
+        variance = t * (1 - t) * (2 * mean - 1 - 3 * (mean - 1) / ((2 - t) * (1 + t))) / (bad * good)
+        return (area - t) ** 2 > z * z * variance
+
+    def limit(far: float) -> float:
+        near = area
+        for _ in range(60):
+            middle = (near + far) / 2
+            near, far = (near, middle) if outside(middle) else (middle, far)
+        return near
+
+    return limit(0.0), limit(1.0)
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The ROC and the precision-recall curve, from the highest threshold to the lowest."""
+
+    false_alarm: np.ndarray  # (K,) share of the normal called anomalous
+    found: np.ndarray  # (K,) share of the anomalous called anomalous
+    recall: np.ndarray  # (L,)
+    precision: np.ndarray  # (L,)
+
+
+def curves(labels: np.ndarray, scores: np.ndarray) -> Curves:
+    """Both curves, without the points that lie on a line between others; arguments and errors as `auroc`."""
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
+    labels, scores = _checked(labels, scores)
+    false_alarm, found, _ = roc_curve(labels, scores)
+    precision, recall, _ = precision_recall_curve(labels, scores, drop_intermediate=True)
+    return Curves(false_alarm, found, recall[::-1], precision[::-1])
+
+
+class PixelTally:
+    """Pixel AUROC and AUPRO of a stream of images, in 24 MB however many there are.
+
+    Each pixel falls into one of 2^20 bins by the leading bits of its float32 value, so that pixels tie where their values
+    differ by less than 1 in 2000; both measures are the exact ones of the binned values.
     """
-    _check_maps(masks, maps)
-    if not 0 < limit <= 1:
-        raise InputError(f"expected a limit of the false-positive rate in (0, 1], got {limit}")
-    scores = np.concatenate([np.ravel(m) for m in maps]).astype(np.float64)
-    shares = np.concatenate([_region_shares(mask) for mask in masks])  # (pixels,): 1 / area of the region, 0 outside
-    _checked(shares > 0, scores)
-    order = np.argsort(-scores, kind="stable")
-    scores, shares = scores[order], shares[order]
-    last_of_tie = np.append(scores[1:] != scores[:-1], True)
-    false_positives = np.cumsum(shares == 0)[last_of_tie]
-    overlap = np.cumsum(shares)[last_of_tie]
-    fpr = np.append(0.0, false_positives / false_positives[-1])
-    pro = np.append(0.0, overlap / overlap[-1])
-    inside = int(np.searchsorted(fpr, limit, side="right"))
-    at_limit = np.interp(limit, fpr[inside - 1 : inside + 1], pro[inside - 1 : inside + 1])
-    area = np.trapezoid(np.append(pro[:inside], at_limit), np.append(fpr[:inside], limit))
-    return float(area / limit)
+
+    def __init__(self) -> None:
+        self._normal = np.zeros(_BINS)  # (bins,) normal pixels
+        self._defect = np.zeros(_BINS)  # (bins,) defect pixels
+        self._share = np.zeros(_BINS)  # (bins,) the sum of 1 / area of the region over its pixels
+        self._images = 0
+
+    def add(self, mask: np.ndarray, anomaly_map: np.ndarray) -> None:
+        """Take in one image.
+
+        `mask`: (H, W), not zero = defect. `anomaly_map`: (H, W), higher = more anomalous.
+
+        Raises InputError where the shapes differ or the map is not finite (naming the image's row).
+        """
+        if mask.shape != anomaly_map.shape or mask.ndim != 2:
+            raise InputError(f"expected mask and map of one shape, got {mask.shape}, {anomaly_map.shape} in row {self._images}")
+        if not np.isfinite(anomaly_map).all():
+            raise InputError(f"expected finite maps, got NaN or infinity in row {self._images}")
+        shares = _region_shares(mask)
+        bins = _bin(anomaly_map.ravel())
+        inside = shares > 0
+        self._normal += np.bincount(bins[~inside], minlength=_BINS)
+        self._defect += np.bincount(bins[inside], minlength=_BINS)
+        self._share += np.bincount(bins[inside], shares[inside], minlength=_BINS)
+        self._images += 1
+
+    @property
+    def defect_pixels(self) -> int:
+        return int(self._defect.sum())
+
+    def auroc(self) -> float:
+        """Area under the ROC curve over all pixels, in [0, 1]. Raises InputError where a class is missing."""
+        from sklearn.metrics import roc_auc_score
+
+        self._require_both()
+        used = np.flatnonzero(self._normal + self._defect)
+        labels = np.repeat([0, 1], len(used))
+        return float(roc_auc_score(labels, np.r_[used, used], sample_weight=np.r_[self._normal[used], self._defect[used]]))
+
+    def aupro(self, *, limit: float = 0.3) -> float:
+        """Area under the per-region overlap curve up to the false-positive rate `limit`, divided by `limit`: in [0, 1].
+
+        At each threshold the per-region overlap is the found share of a defect region, averaged over all regions of all
+        images (8-connected), so that a small region counts as much as a large one (Bergmann et al., "The MVTec Anomaly
+        Detection Dataset", IJCV 2021). The false-positive rate is over all normal pixels.
+
+        Raises InputError where a class is missing or the limit is not in (0, 1].
+        """
+        if not 0 < limit <= 1:
+            raise InputError(f"expected a limit of the false-positive rate in (0, 1], got {limit}")
+        self._require_both()
+        used = np.flatnonzero(self._normal + self._defect)[::-1]  # from the highest value down
+        fpr = np.append(0.0, np.cumsum(self._normal[used]) / self._normal.sum())
+        pro = np.append(0.0, np.cumsum(self._share[used]) / self._share.sum())
+        inside = int(np.searchsorted(fpr, limit, side="right"))
+        at_limit = np.interp(limit, fpr[inside - 1 : inside + 1], pro[inside - 1 : inside + 1])
+        area = np.trapezoid(np.append(pro[:inside], at_limit), np.append(fpr[:inside], limit))
+        return float(area / limit)
+
+    def _require_both(self) -> None:
+        normal, defect = int(self._normal.sum()), self.defect_pixels
+        if not normal or not defect:
+            raise InputError(f"expected normal and anomalous pixels, got {normal} normal and {defect} anomalous: this measure needs both")
+
+
+def _bin(values: np.ndarray) -> np.ndarray:
+    """(P,) values to (P,) bin numbers in their order: the sign, the exponent and 11 bits of the fraction of a float32."""
+    bits = (values.astype(np.float32) + np.float32(0)).view(np.int32)  # + 0 makes one zero of the two
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # the magnitude of a negative float counts backwards
+    return (ordered >> _DROPPED_BITS).astype(np.int64) + _BINS // 2
 
 
 def wilson_interval(k: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
@@ -121,16 +235,6 @@ def _checked(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.nda
             "this measure needs both"
         )
     return labels, scores
-
-
-def _check_maps(masks: Sequence[np.ndarray], maps: Sequence[np.ndarray]) -> None:
-    if len(masks) != len(maps) or not len(masks):
-        raise InputError(f"expected one mask for each map and at least one, got {len(masks)} masks, {len(maps)} maps")
-    for row, (mask, anomaly_map) in enumerate(zip(masks, maps)):
-        if mask.shape != anomaly_map.shape or mask.ndim != 2:
-            raise InputError(f"expected mask and map of one shape, got {mask.shape}, {anomaly_map.shape} in row {row}")
-        if not np.isfinite(anomaly_map).all():
-            raise InputError(f"expected finite maps, got NaN or infinity in row {row}")
 
 
 def _region_shares(mask: np.ndarray) -> np.ndarray:

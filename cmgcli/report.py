@@ -1,21 +1,86 @@
-"""What an evaluation found, and its tables. Receives results, computes none."""
+"""What an evaluation found: its cases, its figures, its tables for a terminal. Receives results, computes none."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+from cmgcli.dataset import Record
+from cmgcli.rows import Row
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+_MOST_ROWS = 40
+
+
+@dataclass(frozen=True)
+class Case:
+    """One labelled image and what scoring it gave; `row.error` says why there is no score."""
+
+    record: Record
+    row: Row
+
+    @property
+    def anomalous(self) -> bool:
+        """The truth, as it was labelled."""
+        return bool(self.record.label)
+
+    @property
+    def wrong(self) -> bool:
+        """Whether it is a false alarm or a miss."""
+        return bool(self.row.anomalous) != self.anomalous
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A case worth looking at, with small JPEG pictures; None where there is none to draw."""
+
+    case: Case
+    image: bytes | None = None  # with the labelled defect outlined
+    overlay: bytes | None = None  # the anomaly map over it
+
 
 @dataclass(frozen=True)
 class Rate:
-    """A share ``k / n`` with its 95 % Wilson interval; all NaN where ``n`` is 0."""
+    """A share ``count / total``, ``total > 0``, with its 95 % Wilson interval."""
 
     value: float
     low: float
     high: float
+    count: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """The figures of the images of one caption or of one kind of defect; None where they hold too little to tell."""
+
+    images: int
+    anomalous: int
+    auroc: float | None  # of one kind of defect: against all good images
+    auroc_interval: tuple[float, float] | None  # 95 %
+    false_alarm_rate: Rate | None
+    miss_rate: Rate | None
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A limit that a figure must keep."""
+
+    figure: str
+    value: float
+    limit: float
+    least: bool  # the limit is the least allowed value; else the greatest
+
+    @property
+    def passed(self) -> bool:
+        return self.value >= self.limit if self.least else self.value <= self.limit
+
+    @property
+    def failure(self) -> str:
+        """The sentence of a gate that failed."""
+        return f"{self.figure} {self.value:.4f} is {'below' if self.least else 'above'} {self.limit:g}"
 
 
 @dataclass(frozen=True)
@@ -26,20 +91,62 @@ class Evaluation:
     anomalous: int
     unreadable: tuple[str, ...]
     image_auroc: float
+    image_auroc_interval: tuple[float, float]  # 95 %
     average_precision: float
     f1_max: float
     f1_max_threshold: float
-    threshold: float
+    threshold: float | None  # infinite where nothing was calibrated; None where only the scores are known
+    promised_false_alarm_rate: float | None
     false_alarm_rate: Rate
     miss_rate: Rate
     pixel_auroc: float | None
     aupro: float | None
-    auroc_by_defect: Mapping[str, float]
     auroc_by_part: Mapping[str, float]
+    by_defect: Mapping[str, Group]
+    by_caption: Mapping[str, Group]
+    cases: tuple[Case, ...] = ()  # all of them, in their order
+    worst_misses: tuple[Exhibit, ...] = ()  # anomalous, the lowest score first
+    worst_false_alarms: tuple[Exhibit, ...] = ()  # good, the highest score first
 
-    def as_dict(self) -> dict:
-        """Plain numbers, strings and lists, for JSON."""
-        return asdict(self)
+    @property
+    def auroc_by_defect(self) -> dict[str, float]:
+        return {name: group.auroc for name, group in self.by_defect.items() if group.auroc is not None}
+
+    @property
+    def miss_rate_by_defect(self) -> dict[str, Rate]:
+        return {name: group.miss_rate for name, group in self.by_defect.items() if group.miss_rate is not None}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and None, for JSON; without cases and pictures. What is not finite is None."""
+        figures = [field.name for field in fields(self) if field.name not in ("cases", "worst_misses", "worst_false_alarms")]
+        return {name: _plain(getattr(self, name)) for name in (*figures, "auroc_by_defect", "miss_rate_by_defect")}
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def gates(
+    result: Evaluation, *, min_auroc: float | None = None, max_false_alarm: float | None = None, max_miss: float | None = None
+) -> tuple[Gate, ...]:
+    """The gates that were set, each with the figure that it judges."""
+    limits = (
+        ("image AUROC", result.image_auroc, min_auroc, True),
+        ("false-alarm rate", result.false_alarm_rate.value, max_false_alarm, False),
+        ("miss rate", result.miss_rate.value, max_miss, False),
+    )
+    return tuple(Gate(figure, value, limit, least) for figure, value, limit, least in limits if limit is not None)
+
+
+def percent(share: float) -> str:
+    """A share in words for people: `5.0 %`, with a space that does not break."""
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
 
 def metrics_table(metrics: Mapping[str, str | int | float], *, title: str = "") -> "Table":
@@ -57,27 +164,52 @@ def metrics_table(metrics: Mapping[str, str | int | float], *, title: str = "") 
 
 
 def evaluation_table(result: Evaluation) -> "Table":
-    """The figures of one evaluation, rates with their 95 % intervals."""
-
-    def rate(value: Rate) -> str:
-        return f"{value.value:.4f} [{value.low:.4f}, {value.high:.4f}]"
-
+    """The figures of one evaluation, with their 95 % intervals."""
     figures: dict[str, str | int | float] = {
         "images": result.images,
         "anomalous": result.anomalous,
-        "image AUROC": result.image_auroc,
+        "image AUROC [95 %]": _with_interval(result.image_auroc, result.image_auroc_interval),
         "average precision": result.average_precision,
         "F1-max": result.f1_max,
         "F1-max threshold": result.f1_max_threshold,
-        "threshold": result.threshold,
-        "false-alarm rate [95 %]": rate(result.false_alarm_rate),
-        "miss rate [95 %]": rate(result.miss_rate),
+        "threshold": math.nan if result.threshold is None else result.threshold,
+        "false-alarm rate [95 %]": _rate(result.false_alarm_rate),
+        "miss rate [95 %]": _rate(result.miss_rate),
     }
     if result.pixel_auroc is not None:
         figures |= {"pixel AUROC": result.pixel_auroc, "AUPRO": result.aupro}
     figures |= {f"AUROC by {name}": value for name, value in result.auroc_by_part.items()}
-    figures |= {f"AUROC of {name}": value for name, value in result.auroc_by_defect.items()}
     return metrics_table(figures, title="evaluation")
+
+
+def group_tables(result: Evaluation) -> "Iterable[Table]":
+    """One table per kind of defect and one per caption, where there are several, but not more than a screen holds."""
+    from rich.table import Table
+    from rich.text import Text
+
+    for title, groups in (("defect", result.by_defect), ("caption", result.by_caption)):
+        if not 2 <= len(groups) <= _MOST_ROWS:
+            continue
+        table = Table(title=f"by {title}")
+        table.add_column(title)
+        for name in ("AUROC", "missed", "false alarms"):
+            table.add_column(name, justify="right")
+        for name, group in groups.items():
+            area = "-" if group.auroc is None else f"{group.auroc:.4f}"
+            table.add_row(Text(name), area, _count(group.miss_rate), _count(group.false_alarm_rate))
+        yield table
+
+
+def _count(rate: Rate | None) -> str:
+    return "-" if rate is None else f"{rate.count} of {rate.total}"
+
+
+def _rate(rate: Rate) -> str:
+    return _with_interval(rate.value, (rate.low, rate.high))
+
+
+def _with_interval(value: float, interval: tuple[float, float]) -> str:
+    return f"{value:.4f} [{interval[0]:.4f}, {interval[1]:.4f}]"
 
 
 def ablation_table(results: Mapping[str, Evaluation], paper_gain: float) -> "Table":

@@ -1,0 +1,136 @@
+"""From labelled cases to the figures of an evaluation. Knows nothing of models: scores from a file serve as well."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cmgcli import metrics
+from cmgcli.dataset import Record
+from cmgcli.errors import DatasetError
+from cmgcli.exhibits import Worst
+from cmgcli.report import Case, Evaluation, Group, Rate
+from cmgcli.rows import COLUMNS
+
+_PARTS = tuple(name for name in COLUMNS if name.endswith("_score"))
+UNNAMED = "(not named)"
+
+
+def labelled(records: Sequence[Record], source: Path | str) -> tuple[Record, ...]:
+    """The records, all of which have a label and both classes among them, or a DatasetError that says what is missing."""
+    bare = [record.file_name for record in records if record.label is None]
+    if bare:
+        raise DatasetError(f"{source}: {len(bare)} test images have no label, the first is {bare[0]}; fill the column label with 0 or 1")
+    classes = {int(record.label > 0) for record in records}
+    if classes != {0, 1}:
+        first = f" ({len(records)} images, the first is {records[0].file_name})" if records else ""
+        found = f"only label {classes.pop()}" if classes else "no test image"
+        raise DatasetError(f"{source}: expected normal (0) and anomalous (1) test images, found {found}{first}; add images of the other label")
+    return tuple(records)
+
+
+def evaluation_of(
+    cases: Sequence[Case],
+    worst: Worst,
+    *,
+    threshold: float | None,
+    promised: float | None,
+    pixels: metrics.PixelTally | None = None,
+) -> Evaluation:
+    """All figures of the cases; those with an error are counted as unreadable only.
+
+    Args:
+        threshold: a score above it is anomalous; only shown, the rates are those of the column `anomalous`.
+        promised: the false-alarm rate that the threshold promises.
+        pixels: has seen the maps of the cases with a mask and of the good ones.
+    Raises:
+        DatasetError: of the readable cases a class is missing.
+    """
+    readable = [case for case in cases if not case.row.error]
+    labelled([case.record for case in readable], "the images that could be read")
+    truth, scores = truth_and_scores(readable)
+    best = metrics.f1_max(truth, scores)
+    seen = pixels is not None and pixels.defect_pixels > 0
+    return Evaluation(
+        images=len(readable),
+        anomalous=int(truth.sum()),
+        unreadable=tuple(case.record.file_name for case in cases if case.row.error),
+        image_auroc=metrics.auroc(truth, scores),
+        image_auroc_interval=metrics.auroc_interval(truth, scores),
+        average_precision=metrics.average_precision(truth, scores),
+        f1_max=best.value,
+        f1_max_threshold=best.threshold,
+        threshold=threshold,
+        promised_false_alarm_rate=promised,
+        false_alarm_rate=_false_alarm_rate(readable),
+        miss_rate=_miss_rate(readable),
+        pixel_auroc=pixels.auroc() if seen else None,
+        aupro=pixels.aupro() if seen else None,
+        auroc_by_part=_auroc_by_part(readable),
+        by_defect=_by_defect(readable),
+        by_caption=_by_caption(readable),
+        cases=tuple(cases),
+        worst_misses=worst.misses,
+        worst_false_alarms=worst.false_alarms,
+    )
+
+
+def truth_and_scores(cases: Sequence[Case]) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) bool, True where labelled anomalous, and the (N,) float64 scores."""
+    return np.array([case.anomalous for case in cases], bool), np.array([case.row.score for case in cases], np.float64)
+
+
+def _auroc_by_part(cases: Sequence[Case]) -> dict[str, float]:
+    truth, _ = truth_and_scores(cases)
+    parts = {name: np.array([getattr(case.row, name) for case in cases], np.float64) for name in _PARTS}  # None becomes NaN
+    return {name: metrics.auroc(truth, values) for name, values in parts.items() if np.isfinite(values).all()}
+
+
+def _by_defect(cases: Sequence[Case]) -> dict[str, Group]:
+    """Each kind of defect against all good images; without any name there are no kinds."""
+    good = [case for case in cases if not case.anomalous]
+    kinds: dict[str, list[Case]] = {}
+    for case in cases:
+        if case.anomalous:
+            kinds.setdefault(case.record.defect or UNNAMED, []).append(case)
+    if set(kinds) == {UNNAMED}:
+        return {}
+    return {name: _group(kinds[name], good) for name in sorted(kinds)}
+
+
+def _by_caption(cases: Sequence[Case]) -> dict[str, Group]:
+    captions: dict[str, list[Case]] = {}
+    for case in cases:
+        captions.setdefault(case.record.text, []).append(case)
+    return {name: _group(captions[name]) for name in sorted(captions)}
+
+
+def _group(cases: Sequence[Case], against: Iterable[Case] = ()) -> Group:
+    """The figures of some cases; the area also ranks them against others."""
+    truth, scores = truth_and_scores([*cases, *against])
+    both = truth.any() and not truth.all()
+    return Group(
+        images=len(cases),
+        anomalous=sum(case.anomalous for case in cases),
+        auroc=metrics.auroc(truth, scores) if both else None,
+        auroc_interval=metrics.auroc_interval(truth, scores) if both else None,
+        false_alarm_rate=_false_alarm_rate(cases),
+        miss_rate=_miss_rate(cases),
+    )
+
+
+def _false_alarm_rate(cases: Iterable[Case]) -> Rate | None:
+    return _rate([bool(case.row.anomalous) for case in cases if not case.anomalous])
+
+
+def _miss_rate(cases: Iterable[Case]) -> Rate | None:
+    return _rate([not case.row.anomalous for case in cases if case.anomalous])
+
+
+def _rate(hits: Sequence[bool]) -> Rate | None:
+    """The share of hits; None where there is no case."""
+    if not hits:
+        return None
+    count, total = sum(hits), len(hits)
+    low, high = metrics.wilson_interval(count, total)
+    return Rate(count / total, low, high, count, total)

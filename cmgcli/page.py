@@ -1,0 +1,172 @@
+"""The report page: one HTML file with everything in it, for a browser, a phone or a printer.
+
+The texts in it come from users (captions, file names, command lines): the template escapes each of them, and a policy in
+the page itself forbids scripts and the network.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cmgcli.charts import charts
+from cmgcli.errors import OutputError
+from cmgcli.report import Evaluation, Gate, Group, Rate, percent
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+EXHIBITS = 6  # of each kind
+MOST_GROUPS = 60  # rows of a table
+_NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+_DASH = "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that the report page shows."""
+
+    title: str
+    result: Evaluation  # with its cases, and exhibits where there are any
+    date: datetime
+    gates: tuple[Gate, ...] = ()
+    ablation: Mapping[str, Evaluation] = field(default_factory=dict)  # one of them called baseline
+    paper_gain: float = 0.0
+    facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # heading -> what to repeat it with
+
+
+def write_page(page: Page, path: Path) -> None:
+    """Write the page to a temporary file beside `path`, then rename it. Raises OutputError where that cannot be done."""
+    content = render(page).encode()
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = file.name
+            file.write(content)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"the report could not be written to {path} ({error.strerror}); choose another --report") from error
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def render(page: Page) -> str:
+    """The page as HTML; the same but for its date where the evaluation is the same."""
+    result = page.result
+    return _template().render(
+        page=page,
+        result=result,
+        verdict=verdict(result),
+        promise=promise(result),
+        gate_sentence=gate_sentence(page.gates),
+        charts=charts(result),
+        by_defect=_worst_first(result.by_defect),
+        by_caption=_largest(result.by_caption),
+        left_out=max(0, len(result.by_caption) - MOST_GROUPS),
+        outlined=any(shown.image and shown.case.record.mask for shown in result.worst_misses),
+        unreadable=[case for case in result.cases if case.row.error],
+        gains={name: row.image_auroc / page.ablation["baseline"].image_auroc - 1 for name, row in page.ablation.items()},
+    )
+
+
+def verdict(result: Evaluation) -> str:
+    """What happens to good and to bad parts, in one sentence."""
+    if result.threshold is None:
+        start = "By the scores file,"
+    elif result.threshold == float("inf"):
+        start = "No threshold could be calibrated, so nothing is rejected:"
+    else:
+        start = "At the calibrated threshold,"
+    promised = "" if result.promised_false_alarm_rate is None else f"; promised: at most {percent(result.promised_false_alarm_rate)}"
+    alarm, miss = result.false_alarm_rate, result.miss_rate
+    return (
+        f"{start} {_of(alarm, 'good')} rejected ({percent(alarm.value)}, 95\xa0% interval {interval(alarm)}{promised}) "
+        f"and {_of(miss, 'bad')} missed ({percent(miss.value)}, 95\xa0% interval {interval(miss)})."
+    )
+
+
+def _of(rate: Rate, kind: str) -> str:
+    return f"{rate.count} of {rate.total} {kind} parts {'is' if rate.count == 1 else 'are'}"
+
+
+def promise(result: Evaluation) -> str:
+    """Whether the rejected good parts agree with the promise; empty where nothing was promised."""
+    promised, seen = result.promised_false_alarm_rate, result.false_alarm_rate
+    if promised is None:
+        return ""
+    if seen.low > promised:
+        return "More good parts are rejected than was promised: they differ from the good parts that the threshold was calibrated on."
+    return f"The rejected good parts agree with the promise, as far as {seen.total} good parts can tell."
+
+
+def gate_sentence(gates: tuple[Gate, ...]) -> str:
+    """Whether the gates passed; the page lists each."""
+    failed = sum(not gate.passed for gate in gates)
+    if not gates:
+        return "No gate was set."
+    if failed:
+        return "The gate failed." if len(gates) == 1 else f"{failed} of {len(gates)} gates failed."
+    return "The gate passed." if len(gates) == 1 else f"All {len(gates)} gates passed."
+
+
+def interval(rate: Rate) -> str:
+    return f"{100 * rate.low:.1f} to {percent(rate.high)}"
+
+
+def _worst_first(groups: Mapping[str, Group]) -> list[tuple[str, Group]]:
+    return sorted(groups.items(), key=lambda item: (-item[1].miss_rate.value, -item[1].images, item[0]))
+
+
+def _largest(groups: Mapping[str, Group]) -> list[tuple[str, Group]]:
+    """The groups with the most images, at most `MOST_GROUPS`, in their own order."""
+    chosen = set(sorted(groups, key=lambda name: (-groups[name].images, name))[:MOST_GROUPS])
+    return [(name, group) for name, group in groups.items() if name in chosen]
+
+
+def _template() -> Template:
+    from importlib.resources import files
+
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=printable)
+    environment.filters |= {"percent": percent, "interval": interval, "figure": figure, "number": number, "picture": picture}
+    return environment.from_string(files("cmgcli").joinpath("page.html").read_text(encoding="utf-8"))
+
+
+def printable(value: Any) -> Any:
+    r"""A text with what is no character spelled out: bytes of a file name that are not UTF-8 as `\xe9`, as a shell shows them."""
+    if type(value) is not str:  # markup is text of our own
+        return value
+    return _NOT_TEXT.sub(lambda match: _spelled(ord(match.group())), value)
+
+
+def _spelled(code: int) -> str:
+    if 0xDC80 <= code <= 0xDCFF:
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+def figure(value: float | None) -> str:
+    """A measure in [0, 1] with three decimals."""
+    return _DASH if value is None else f"{value:.3f}"
+
+
+def number(value: float | None) -> str:
+    """A score or a p-value with four significant digits."""
+    return _DASH if value is None else f"{value:.4g}"
+
+
+def picture(jpeg: bytes) -> str:
+    """A data URI."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
