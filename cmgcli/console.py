@@ -5,20 +5,25 @@ Exit codes: 0 done; 1 a gate failed; 2 usage or a CmgError; 3 done, but some inp
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from cmgcli.errors import CmgError, OutputError, SettingsError
+from cmgcli.errors import CmgError, InputError, OutputError, SettingsError
 
 GATE_FAILED, USAGE, SOME_UNREADABLE, INTERRUPTED = 1, 2, 3, 130
+
+
+Advance = Callable[[str, int, int], None]
+
+_DETAIL, _NOTICE, _ERROR = 20, 25, 40  # levels of the logger cmgcli: what --verbose, no option and --quiet let pass
 
 
 @contextmanager
@@ -27,20 +32,83 @@ def reported() -> Iterator[None]:
     try:
         yield
     except CmgError as error:
-        print(f"cmg: {error}", file=sys.stderr)
+        fail(str(error))
         raise typer.Exit(USAGE) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
     except KeyboardInterrupt:
-        print("cmg: interrupted", file=sys.stderr)
+        fail("interrupted")
         raise typer.Exit(INTERRUPTED) from None
 
 
+# ---- messages
+
+
+def start_messages(*, quiet: bool = False, verbose: bool = False) -> None:
+    """Let the package's log speak on stderr."""
+    import logging
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("cmg: %(message)s"))
+    logger = logging.getLogger("cmgcli")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(_ERROR if quiet else _DETAIL if verbose else _NOTICE)
+
+
+def hush(quiet: bool) -> bool:
+    """What --quiet does: from here on only errors are said."""
+    if quiet:
+        _logger().setLevel(_ERROR)
+    return quiet
+
+
+def tell_more(verbose: bool) -> bool:
+    """What --verbose does: from here on details are said."""
+    if verbose:
+        _logger().setLevel(_DETAIL)
+    return verbose
+
+
+def fail(line: str) -> None:
+    """One line on stderr, also with --quiet: why the exit code is not 0."""
+    print(f"cmg: {line}", file=sys.stderr)
+
+
+def say(line: str) -> None:
+    """One line on stderr; stdout is for data."""
+    _logger().log(_NOTICE, "%s", line)
+
+
+def detail(line: str) -> None:
+    """One line on stderr with --verbose."""
+    _logger().log(_DETAIL, "%s", line)
+
+
 @contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int], None] | None]:
-    """A progress callback with a bar on stderr, on a terminal only."""
-    if not sys.stderr.isatty():
+def timed(what: str) -> Iterator[None]:
+    """With --verbose, say afterwards how long `what` took."""
+    begun = time.perf_counter()
+    yield
+    detail(f"{what}: {time.perf_counter() - begun:.2f} s")
+
+
+def _logger() -> Any:
+    import logging
+
+    return logging.getLogger("cmgcli")
+
+
+@contextmanager
+def progress_bar() -> Iterator[Advance | None]:
+    """A progress callback with a bar on stderr, on a terminal only; with --verbose each stage's time is said."""
+    with _bar() as advance:
+        yield _timing(advance) if _logger().isEnabledFor(_DETAIL) else advance
+
+
+@contextmanager
+def _bar() -> Iterator[Advance | None]:
+    if not sys.stderr.isatty() or not _logger().isEnabledFor(_NOTICE):
         yield None
         return
     from rich.console import Console
@@ -56,9 +124,22 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None] | None]:
         yield advance
 
 
-def say(line: str) -> None:
-    """One line on stderr; stdout is for data."""
-    print(f"cmg: {line}", file=sys.stderr)
+def _timing(advance: Advance | None) -> Advance:
+    ended = time.perf_counter()
+
+    def timing(stage: str, done: int, total: int) -> None:
+        nonlocal ended
+        if advance is not None:
+            advance(stage, done, total)
+        if done == total:
+            now = time.perf_counter()
+            detail(f"{stage}: {total} in {now - ended:.2f} s")
+            ended = now
+
+    return timing
+
+
+# ---- options and streams
 
 
 def given(**options: Any) -> dict[str, Any]:
@@ -76,27 +157,6 @@ def parse_keep(keep: str | None) -> float | str | None:
         raise SettingsError(f"--keep: expected auto or a share such as 0.4, got {keep!r}") from error
 
 
-def read_config(path: Path | None, allowed: set[str]) -> dict[str, Any]:
-    """Options from a YAML mapping; an unknown key is an error with the nearest right name."""
-    if path is None:
-        return {}
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).replace("\n", " ")
-        raise SettingsError(f"config {path} cannot be read: {reason}") from error
-    if not isinstance(values, dict):
-        raise SettingsError(f"config {path}: expected a mapping of option names to values, got {type(values).__name__}")
-    options = {str(key).replace("-", "_"): value for key, value in values.items()}
-    for key in options:
-        if key not in allowed:
-            near = difflib.get_close_matches(key, allowed, n=1)
-            raise SettingsError(f"config {path}: unknown key {key}{f'; did you mean {near[0]}?' if near else ''}")
-    return options
-
-
 @contextmanager
 def output(path: Path | None, *, append: bool = False) -> Iterator[Any]:
     """The text stream to write to: a new file, the end of an old one, or stdout."""
@@ -109,8 +169,16 @@ def output(path: Path | None, *, append: bool = False) -> Iterator[Any]:
         stream = path.open("a" if append else "w", encoding="utf-8", errors="surrogateescape", newline="")
     except OSError as error:
         raise OutputError(f"cannot write {path} ({error.strerror}); choose another --out") from error
-    with stream:
+    try:
         yield stream
+    except BaseException:
+        with suppress(OSError):  # what could not be written has been said
+            stream.close()
+        raise
+    try:
+        stream.close()
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written to its end ({error.strerror}); choose another --out") from error
 
 
 def make_directory(path: Path) -> Path:
@@ -121,38 +189,46 @@ def make_directory(path: Path) -> Path:
     return path
 
 
-def stdin_paths(nul: bool) -> Iterator[str]:
-    """Paths from standard input as they come, one a line or NUL-separated; bytes that are not UTF-8 are kept."""
-    stream = sys.stdin.buffer
-    if not nul:
-        for line in stream:
-            path = line.rstrip(b"\r\n")
-            if path:
-                yield os.fsdecode(path)
-        return
-    rest = b""
-    while chunk := stream.read1(65536):
-        *paths, rest = (rest + chunk).split(b"\0")
-        yield from (os.fsdecode(path) for path in paths if path)
-    if rest:
-        yield os.fsdecode(rest)
+def must_be_in_a_directory(path: Path | None, option: str) -> None:
+    """Raise OutputError, before any work, where a file to write would lie in a directory that does not exist."""
+    if path is not None and not path.resolve().parent.is_dir():
+        raise OutputError(f"cannot write {path}: the directory {path.parent} does not exist; make it or choose another {option}")
 
 
-def rest_of(files: Iterable[str], done: Sequence[Any]) -> Iterator[str]:
-    """The files after those that have a row; an error where the rows are not those of the first files."""
-    files = iter(files)
-    for row in done:
-        name = next(files, None)
-        if name != row.file:
-            raise SettingsError(f"--resume: expected the row of {name or 'no further input'}, the file has {row.file}; give the same inputs, or another --out")
+def inputs(paths: Sequence[str], *, nul: bool = False) -> Iterable[str]:
+    """The image files that the arguments stand for; `-` alone stands for standard input (see `stdin_paths`)."""
+    if list(paths) == ["-"]:
+        return stdin_paths(nul)
+    if "-" in paths:
+        raise SettingsError("- reads all paths from standard input; give it alone")
+    from cmgcli.images import find_images
+
+    files = find_images(paths)
+    if not files:
+        say(f"no image in {' '.join(paths)}")
     return files
 
 
-def unused_stem(file: str, used: set[str]) -> str:
-    """The file's stem, with a number where an earlier file of the run had the same."""
-    stem = name = Path(file).stem.encode("utf-8", "replace").decode()
-    number = 2
-    while name in used:
-        name, number = f"{stem}-{number}", number + 1
-    used.add(name)
-    return name
+def stdin_paths(nul: bool) -> Iterator[str]:
+    """Paths from standard input as they come, one a line or NUL-separated; bytes that are not UTF-8 are kept."""
+    end, rest = b"\0" if nul else b"\n", b""
+    while chunk := _read_stdin():
+        *paths, rest = (rest + chunk).split(end)
+        yield from filter(None, map(_stdin_path if nul else _stdin_line, paths))
+    yield from filter(None, [_stdin_path(rest) if nul else _stdin_line(rest)])
+
+
+def _read_stdin() -> bytes:
+    """What there is, without sys.stdin: a thread that waits holds its lock, and Python aborts where it ends like that."""
+    try:
+        return os.read(0, 65536)
+    except OSError as error:
+        raise InputError(f"standard input cannot be read ({error.strerror}); give the paths as arguments") from error
+
+
+def _stdin_path(path: bytes) -> str:
+    return os.fsdecode(path)
+
+
+def _stdin_line(line: bytes) -> str:
+    return os.fsdecode(line.rstrip(b"\r"))

@@ -5,12 +5,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from cmgcli.errors import ImageError
 from cmgcli.images import write_png
 
 _OUTLINE = (0, 230, 160)  # RGB
 _ALARM = (200, 0, 0)
 _WARM = np.array([(255, 240, 90), (255, 200, 0), (255, 110, 0), (220, 0, 0)], np.float32)  # calm, threshold, ..., gross
 _WARM_AT = (0.0, 1.0, 1.5, 2.0)  # in units of high - low
+
+LEVEL_OF_ZERO = 32768  # of a written anomaly map; see `map_levels`
+LEVELS_PER_UNIT = 1024
 
 
 def heat(values: np.ndarray, *, low: float, high: float) -> np.ndarray:
@@ -79,3 +83,48 @@ def write_mask_pictures(directory: Path, stem: str, image: np.ndarray, keep: np.
     write_png(directory / f"{stem}_keep.png", full)
     write_png(directory / f"{stem}_relevance.png", heat(smooth, low=0, high=4 / relevance.size))
     write_png(directory / f"{stem}_overlay.png", keep_overlay(image, keep))
+
+
+def map_levels(anomaly_map: np.ndarray) -> np.ndarray:
+    """An anomaly map (H, W) float as uint16 levels, on one scale for all images of all models.
+
+    ``level = 32768 + 1024 * value``, rounded, so ``value = (level - 32768) / 1024``: 0 is the peak of a typical good image, 1 one
+    spread above it, one level 1/1024 of a spread. Values outside [-32, 31.999] become the end of the scale; NaN
+    becomes level 0.
+    """
+    levels = np.rint(np.asarray(anomaly_map, np.float64) * LEVELS_PER_UNIT + LEVEL_OF_ZERO)
+    return np.clip(np.nan_to_num(levels, nan=0.0), 0, 65535).astype(np.uint16)
+
+
+def read_map(path: Path | str) -> np.ndarray:
+    """Read an anomaly map that `write_map_pictures` wrote: (H, W) float32, within half a level of what was computed.
+
+    Raises ImageError for a file that is no picture of one channel and 16 bits.
+    """
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise ImageError(f"{str(path)!r}: the file cannot be read: {error.strerror}") from error
+    levels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    if levels is None or levels.dtype != np.uint16 or levels.ndim != 2:
+        raise ImageError(f"{str(path)!r}: expected a grey PNG of 16 bits; give a STEM_anomaly.png that cmg score --maps wrote")
+    return (levels.astype(np.float32) - LEVEL_OF_ZERO) / LEVELS_PER_UNIT
+
+
+def write_map_pictures(directory: Path, stem: str, image: np.ndarray, anomaly_map: np.ndarray, *, low: float, high: float) -> None:
+    """Write `STEM_map.png`, the overlay (see `map_overlay`), and `STEM_anomaly.png`, the map itself (see `map_levels`).
+
+    `image`: (H, W, 3) uint8 RGB. `anomaly_map`: (H, W) float, in the image's own size.
+    """
+    write_png(directory / f"{stem}_map.png", map_overlay(image, anomaly_map, low=low, high=high))
+    write_png(directory / f"{stem}_anomaly.png", map_levels(anomaly_map))
+
+
+def unused_stem(file: str, used: set[str]) -> str:
+    """The file's stem, to name its pictures by, with a number where an earlier file of the run had the same."""
+    stem = name = Path(file).stem.encode("utf-8", "replace").decode()
+    number = 2
+    while name in used:
+        name, number = f"{stem}-{number}", number + 1
+    used.add(name)
+    return name

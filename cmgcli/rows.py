@@ -1,14 +1,16 @@
-"""The rows that commands write: one per input, as CSV, read back and resumed after a crash."""
+"""The rows that commands write: one per input, as CSV or JSON Lines, read back and resumed after a crash."""
 
 import csv
 import io
+import json
+import math
 import os
-from collections.abc import Callable
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from cmgcli.errors import DatasetError, OutputError
+from cmgcli.errors import DatasetError, OutputError, SettingsError
 
 
 @dataclass(frozen=True)
@@ -45,85 +47,168 @@ class MaskRow:
 
 COLUMNS = tuple(field.name for field in fields(Row))
 _TEXTS = frozenset({"file", "caption", "error"})
+_EXPECTED = {"file": "text", "caption": "text or null", "error": "text or null", "anomalous": "0, 1 or null"}
+_REMEDY = "give a file that cmg score wrote"
+
+Cell = str | int | float | None
 
 
-def row_writer(stream: TextIO, kind: type = Row, *, header: bool = True) -> Callable[[Row | MaskRow], None]:
+def row_writer(stream: TextIO, kind: type = Row, *, header: bool = True, jsonl: bool = False) -> Callable[[Row | MaskRow], None]:
     r"""Write the header for rows of a `kind` at once (unless the file goes on after one), and return `write(row)`.
 
-    Rows follow RFC 4180 but for the line end, which is '\n' as programs in a shell pipeline expect. Floats have six
-    significant digits, None is empty; each row is flushed. Names that are not Unicode keep their bytes where the
-    stream was opened with `errors="surrogateescape"`; another stream gets what it cannot encode as `\udcff`.
+    CSV follows RFC 4180 but for the line end, which is '\n' as programs in a shell pipeline expect; None is empty. Names
+    that are not Unicode keep their bytes where the stream was opened with `errors="surrogateescape"`; another stream
+    gets what it cannot encode as `\udcff`.
+
+    JSON Lines (`jsonl`) has one object a line with the same names, no header, and null for what is empty in CSV. It is
+    plain ASCII. A byte 0x80 to 0xff of a name that is not UTF-8 is the lone surrogate `\udc80` to `\udcff`, as Python's
+    `os.fsdecode` has it: `os.fsencode(json.loads(line)["file"])` is the name's bytes.
+
+    Floats have six significant digits in both; each row is flushed.
 
     Raises OutputError where the stream cannot be written; BrokenPipeError passes.
     """
+    line_of = (lambda row: _json_line(asdict(row))) if jsonl else (lambda row: _csv_line(tuple(map(_cell, astuple(row)))))
+    if header and not jsonl:
+        _send(stream, _csv_line(tuple(field.name for field in fields(kind))))
+    return lambda row: _send(stream, line_of(row))
 
-    def write(cells: tuple) -> None:
-        buffer = io.StringIO(newline="")
-        csv.writer(buffer).writerow(cells)  # its '\r\n' makes it quote both characters
-        line = buffer.getvalue().removesuffix("\r\n") + "\n"
+
+def _send(stream: TextIO, line: str) -> None:
+    try:
         try:
-            try:
-                stream.write(line)
-            except UnicodeEncodeError as error:
-                stream.write(line.encode(error.encoding, "backslashreplace").decode(error.encoding))
-            stream.flush()
-        except BrokenPipeError:
-            raise  # the reader has enough; that is no failure
-        except OSError as error:
-            raise OutputError(f"the rows cannot be written: {error.strerror}: is the disk full?") from error
-
-    if header:
-        write(tuple(field.name for field in fields(kind)))
-    return lambda row: write(tuple(map(_cell, astuple(row))))
+            stream.write(line)
+        except UnicodeEncodeError as error:
+            stream.write(line.encode(error.encoding, "backslashreplace").decode(error.encoding))
+        stream.flush()
+    except BrokenPipeError:
+        raise  # the reader has enough; that is no failure
+    except OSError as error:
+        raise OutputError(f"the rows cannot be written: {error.strerror}: is the disk full?") from error
 
 
-def _cell(value: str | int | float | None) -> str:
+def _csv_line(cells: tuple[str, ...]) -> str:
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer).writerow(cells)  # its '\r\n' makes it quote both characters
+    return buffer.getvalue().removesuffix("\r\n") + "\n"
+
+
+def _cell(value: Cell) -> str:
     if value is None or isinstance(value, str):
         return value or ""
     return str(int(value)) if isinstance(value, int) else f"{value:.6g}"
 
 
+def _json_line(values: dict[str, Cell]) -> str:
+    plain = {name: value if name == "file" else _json_value(value) for name, value in values.items()}
+    return json.dumps(plain, allow_nan=False) + "\n"
+
+
+def _json_value(value: Cell) -> Cell:
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
 def read_scores(path: str | Path) -> tuple[Row, ...]:
-    """Read a scores file back.
+    """Read a scores file back, CSV or JSON Lines: the latter begins with a brace.
 
     Raises DatasetError naming file, line and remedy where it cannot be read or is no scores file.
     """
-    rows: list[Row] = []
-    line = 1
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = tuple(next(reader, ()))
-            if header != COLUMNS:
-                raise ValueError(f"the columns are {', '.join(header) or 'missing'}, expected {', '.join(COLUMNS)}")
-            line = reader.line_num + 1
-            for cells in reader:
-                rows.append(_parse_row(cells))
-                line = reader.line_num + 1
+            jsonl = file.read(1) == "{"
+            file.seek(0)
+            return tuple((_read_jsonl if jsonl else _read_csv)(file, path))
     except OSError as error:
-        remedy = "give a file that cmg score wrote"
-        raise DatasetError(f"{str(path)!r} cannot be read: {error.strerror}: {remedy}") from error
+        raise DatasetError(f"{str(path)!r} cannot be read: {error.strerror}: {_REMEDY}") from error
+
+
+def _read_csv(file: TextIO, path: str | Path) -> Iterator[Row]:
+    line = 1
+    try:
+        reader = csv.reader(file, strict=True)
+        header = tuple(next(reader, ()))
+        if header != COLUMNS:
+            raise ValueError(f"the columns are {', '.join(header) or 'missing'}, expected {', '.join(COLUMNS)}")
+        line = reader.line_num + 1
+        for cells in reader:
+            yield _parse_row(cells)
+            line = reader.line_num + 1
     except (ValueError, csv.Error) as error:
-        remedy = "remove the line" if line > 1 else "give a file that cmg score wrote"
-        raise DatasetError(f"{str(path)!r}, line {line}: {error}: {remedy}") from error
-    return tuple(rows)
+        raise DatasetError(f"{str(path)!r}, line {line}: {error}: {'remove the line' if line > 1 else _REMEDY}") from error
 
 
-def resume_scores(path: Path) -> tuple[Row, ...]:
+def _read_jsonl(file: TextIO, path: str | Path) -> Iterator[Row]:
+    for line, text in enumerate(file, 1):
+        try:
+            yield _parse_object(json.loads(text))
+        except (ValueError, RecursionError) as error:
+            raise DatasetError(f"{str(path)!r}, line {line}: {error}: remove the line, or {_REMEDY}") from error
+
+
+def resume_scores(path: Path, *, jsonl: bool = False) -> tuple[Row, ...]:
     """The rows of a scores file that a run left unfinished; a torn last line is cut off it. Empty where there is no file.
 
-    Raises DatasetError where the file is something else, OutputError where it cannot be changed.
+    Raises DatasetError where the file is something else or of the other format, OutputError where it cannot be changed.
     """
     if not path.exists():
         return ()
     try:
         content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
+        whole = content[: _whole_lines(content, jsonl)]
+        if whole and whole.startswith(b"{") != jsonl:
+            raise DatasetError(f"{str(path)!r} is no {'JSON Lines' if jsonl else 'CSV'} file: resume with the --format it was begun with")
         if whole != content:
             os.truncate(path, len(whole))
     except OSError as error:
         raise OutputError(f"cannot resume {path} ({error.strerror}); choose another --out") from error
     return read_scores(path) if whole else ()
+
+
+def rest_of(files: Iterable[str], done: Sequence[Row]) -> Iterator[str]:
+    """The files after those that have a row.
+
+    Raises SettingsError where the rows are not those of the first files.
+    """
+    files = iter(files)
+    for row in done:
+        name = next(files, None)
+        if name != row.file:
+            raise SettingsError(f"--resume: expected the row of {name or 'no further input'}, the file has {row.file}; give the same inputs, or another --out")
+    return files
+
+
+def _whole_lines(content: bytes, jsonl: bool) -> int:
+    """The length of the whole rows at the start. A line end inside a quoted CSV cell (a quote is open) ends no row."""
+    end = content.rfind(b"\n") + 1
+    while not jsonl and content.count(b'"', 0, end) % 2:
+        end = content.rfind(b"\n", 0, end - 1) + 1
+    return end
+
+
+def _parse_object(values: Any) -> Row:
+    if not isinstance(values, dict) or set(values) != set(COLUMNS):
+        got = ", ".join(values) if isinstance(values, dict) else type(values).__name__
+        raise ValueError(f"expected an object with {', '.join(COLUMNS)}, got {got}")
+    for name, value in values.items():
+        if not _fits(name, value):
+            raise ValueError(f"expected {name} to be {_EXPECTED.get(name, 'a number or null')}, got {value!r}")
+    return Row(**{name: "" if value is None and name in _TEXTS else value for name, value in values.items()})
+
+
+def _fits(name: str, value: Any) -> bool:
+    if value is None:
+        return name != "file"
+    if name in _TEXTS:
+        return isinstance(value, str)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return value in (0, 1) if name == "anomalous" else math.isfinite(value)
 
 
 def _parse_row(cells: list[str]) -> Row:

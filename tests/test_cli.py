@@ -1,32 +1,22 @@
 """The commands as a shell sees them: data on stdout, words on stderr, exit codes, one-line errors."""
 
-import csv
-import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import cv2
+import numpy as np
 import pytest
+from shell import cmg, cmg_here, table, wrong
 
-from cmgcli.rows import COLUMNS
-
-
-def cmg(*arguments: object, stdin: str | bytes | None = None) -> subprocess.CompletedProcess:
-    environment = os.environ | {"NO_COLOR": "1", "COLUMNS": "200"}
-    data = stdin.encode() if isinstance(stdin, str) else stdin
-    command = [sys.executable, "-m", "cmgcli", *map(str, arguments)]
-    run = subprocess.run(command, input=data, capture_output=True, env=environment, check=False)
-    run.out, run.err = run.stdout.decode(), run.stderr.decode()
-    assert "Traceback" not in run.err, run.err
-    return run
-
-
-def table(text: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(text)))
+from cmgcli import pictures
+from cmgcli.rows import COLUMNS, read_scores
 
 
 def test_help_names_every_command():
@@ -63,7 +53,7 @@ def test_demo_fit_score_eval(tmp_path):
 
 
 def test_demo_refuses_to_overwrite(small_line):
-    run = cmg("demo", small_line)
+    run = cmg_here("demo", small_line)
     assert run.returncode == 2
     assert run.err.count("\n") == 1 and "metadata.csv" in run.err
 
@@ -82,8 +72,8 @@ def test_a_truncated_image_among_good_ones(small_line, model_file, tmp_path):
         shutil.copy(path, tmp_path / path.name)
     bad = tmp_path / good[1].name
     bad.write_bytes(bad.read_bytes()[:-500])
-    whole = table(cmg("score", "--model", model_file, *good).out)
-    run = cmg("score", "--model", model_file, tmp_path, tmp_path / "missing.png")
+    whole = table(cmg_here("score", "--model", model_file, *good).out)
+    run = cmg_here("score", "--model", model_file, tmp_path, tmp_path / "missing.png")
     rows = table(run.out)
     assert run.returncode == 3
     assert "2 inputs could not be read" in run.err
@@ -93,36 +83,93 @@ def test_a_truncated_image_among_good_ones(small_line, model_file, tmp_path):
         assert float(rows[i]["score"]) == pytest.approx(float(whole[i]["score"]), rel=1e-4)
 
 
-def test_resume_goes_on_after_the_last_whole_row(small_line, model_file, tmp_path):
-    out = tmp_path / "scores.csv"
+@pytest.mark.parametrize("style", ["csv", "jsonl"])
+def test_resume_goes_on_after_the_last_whole_row(small_line, model_file, tmp_path, style):
+    out = tmp_path / "scores"
     images = sorted((small_line / "images").glob("test*"))[:6]
-    command = ("score", "--model", model_file, "--batch-size", 1, "--out", out, "--resume")
-    assert cmg(*command, *images).returncode == 0
+    command = ("score", "--model", model_file, "--batch-size", 1, "--format", style, "--out", out, "--resume")
+    assert cmg_here(*command, *images).returncode == 0
     whole = out.read_bytes()
     lines = whole.splitlines(keepends=True)
     out.write_bytes(b"".join(lines[:3]) + lines[3][:10])
-    assert cmg(*command, *images).returncode == 0
+    assert cmg_here(*command, *images).returncode == 0
     assert out.read_bytes() == whole
-    wrong(cmg(*command, *images[1:]), "--resume", "give the same inputs")
-    wrong(cmg("score", "--model", model_file, "--resume", images[0]), "--out")
+    wrong(cmg_here(*command, *images[1:]), "--resume", "give the same inputs")
+    wrong(cmg_here("score", "--model", model_file, "--resume", images[0]), "--out")
+    other = "csv" if style == "jsonl" else "jsonl"
+    wrong(cmg_here(*command, "--format", other, *images), "--format it was begun with")
 
 
-def test_fail_on_anomaly(small_line, model_file, tmp_path):
-    noise = tmp_path / "noise.png"
-    cv2.imwrite(str(noise), cv2.randu(cv2.UMat(96, 96, cv2.CV_8UC3).get(), 0, 255))
-    scored = cmg("score", "--model", model_file, noise)
-    flagged = table(scored.out)[0]["anomalous"] == "1"
-    assert scored.returncode == 0
-    assert flagged
-    assert cmg("score", "--model", model_file, "--fail-on-anomaly", noise).returncode == 1
-
-
-def test_maps_have_the_size_of_their_image(small_line, model_file, tmp_path):
+def test_jsonl_has_the_rows_of_the_csv(small_line, model_file, tmp_path):
     image = sorted((small_line / "images").glob("test*"))[0]
-    assert cmg("score", "--model", model_file, "--maps", tmp_path / "maps", image, image).returncode == 0
-    names = sorted(path.name for path in (tmp_path / "maps").iterdir())
-    assert names == [f"{image.stem}-2_map.png", f"{image.stem}_map.png"]
-    assert cv2.imread(str(tmp_path / "maps" / names[0])).shape == cv2.imread(str(image)).shape
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    odd = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.png"))
+    shutil.copy(image, odd)
+    inputs = ("score", "--model", model_file, image, tmp_path / "broken.png", odd)
+    assert cmg_here(*inputs, "--out", tmp_path / "s.csv").returncode == 3
+    run = cmg_here(*inputs, "--format", "jsonl")
+    assert run.returncode == 3 and run.out.isascii()
+    good, broken, oddly_named = map(json.loads, run.out.splitlines())
+    assert tuple(good) == COLUMNS
+    assert os.fsencode(oddly_named["file"]) == os.fsencode(odd)
+    assert broken["score"] is None and broken["caption"] is None and "not an image" in broken["error"] and good["error"] is None
+    (tmp_path / "s.jsonl").write_text(run.out)
+    assert read_scores(tmp_path / "s.jsonl") == read_scores(tmp_path / "s.csv")
+
+
+@pytest.fixture
+def noise(tmp_path) -> Path:
+    """An image that every model finds anomalous."""
+    cv2.imwrite(str(tmp_path / "noise.png"), np.random.default_rng(0).integers(0, 255, (96, 96, 3), np.uint8))
+    return tmp_path / "noise.png"
+
+
+def test_gates(small_line, model_file, noise, tmp_path):
+    good = sorted((small_line / "images").glob("train*"))[0]
+    command = ("score", "--model", model_file)
+    scored = cmg_here(*command, noise, good)
+    assert scored.returncode == 0
+    assert [row["anomalous"] for row in table(scored.out)] == ["1", "0"]
+    for limit in (("--fail-on-anomaly",), ("--max-anomalies", 0), ("--max-anomalies", "49.9%")):
+        run = cmg_here(*command, *limit, noise, good, tmp_path / "none.png")
+        assert run.returncode == 1  # a failed gate beats an unreadable input
+        assert f"gate failed: 1 of 2 readable images is anomalous, which {' '.join(map(str, limit))} does not allow" in run.err
+    for limit in (1, "50%"):
+        assert cmg_here(*command, "--max-anomalies", limit, noise, good).returncode == 0
+    for bad in ("few", "-1", "101%", "3x", "", "%"):
+        wrong(cmg_here(*command, "--max-anomalies", bad, noise), "--max-anomalies", "a count such as 3")
+
+
+def test_junit_and_summary_tell_the_whole_run_also_when_resumed(small_line, model_file, noise, tmp_path):
+    good = sorted((small_line / "images").glob("train*"))[0]
+    out, junit, summary = tmp_path / "s.csv", tmp_path / "j.xml", tmp_path / "s.md"
+    command = ("score", "--model", model_file, "--out", out, "--resume", "--junit", junit, "--summary", summary, "--max-anomalies", "1%")
+    assert cmg_here(*command, noise, tmp_path / "none.png", good).returncode == 1
+    once = summary.read_text()
+    assert once.startswith("### cmg: 1 of 2 readable images is anomalous, 1 could not be read\n")
+    out.write_bytes(b"".join(out.read_bytes().splitlines(keepends=True)[:3]))
+    junit.unlink()
+    assert cmg_here(*command, noise, tmp_path / "none.png", good).returncode == 1
+    assert summary.read_text() == once * 2
+    suite = ElementTree.parse(junit).getroot()[0]
+    assert [suite.get(name) for name in ("tests", "failures", "errors")] == ["4", "2", "1"]
+    names = [(case.get("name"), [child.tag for child in case]) for case in suite]
+    assert names == [("noise.png", ["failure"]), ("none.png", ["error"]), (good.name, []), ("--max-anomalies 1%", ["failure"])]
+    wrong(cmg_here(*command, "--junit", tmp_path / "no" / "j.xml", noise), "does not exist", "--junit")
+
+
+def test_maps_have_the_size_of_their_image_and_can_be_read_back(small_model, small_line, model_file, tmp_path):
+    image = sorted((small_line / "images").glob("test*"))[0]
+    wide = tmp_path / "wide.png"
+    cv2.imwrite(str(wide), cv2.resize(cv2.imread(str(image)), (150, 70)))
+    maps = tmp_path / "maps"
+    assert cmg_here("score", "--model", model_file, "--maps", maps, "--batch-size", 1, wide, wide).returncode == 0
+    assert sorted(path.name for path in maps.iterdir()) == ["wide-2_anomaly.png", "wide-2_map.png", "wide_anomaly.png", "wide_map.png"]
+    assert cv2.imread(str(maps / "wide_map.png")).shape == (70, 150, 3)
+    (inspection,) = small_model.inspect([wide], batch_size=1, maps=True)
+    expected = inspection.anomaly_map
+    assert expected.shape == (70, 150) and -32 < expected.min() and expected.max() < 31.99
+    np.testing.assert_allclose(pictures.read_map(maps / "wide_anomaly.png"), expected, atol=0.5 / 1024 + 1e-5)
 
 
 def test_mask_writes_three_pictures_per_image_and_a_summary(small_line, tmp_path):
@@ -131,7 +178,7 @@ def test_mask_writes_three_pictures_per_image_and_a_summary(small_line, tmp_path
     for path in sorted((small_line / "images").glob("test*"))[:2]:
         shutil.copy(path, few)
     (few / "broken.png").write_bytes(b"")
-    run = cmg("mask", "--images", few, "--caption", "a photo of a brass gear", "--out", tmp_path / "out")
+    run = cmg_here("mask", "--images", few, "--caption", "a photo of a brass gear", "--out", tmp_path / "out")
     assert run.returncode == 3
     rows = table((tmp_path / "out" / "summary.csv").read_text())
     assert [bool(row["error"]) for row in rows] == [True, False, False]
@@ -143,54 +190,28 @@ def test_mask_writes_three_pictures_per_image_and_a_summary(small_line, tmp_path
         assert float(row["entropy_after"]) <= float(row["entropy_before"])
 
 
-def test_config_file_and_command_line(small_line, tmp_path):
-    config = tmp_path / "cmg.yaml"
-    config.write_text("false-alarm: 0.2\nadapt: false\ncmle: false\n")
-    run = cmg("fit", "--images", small_line, "--captions", small_line / "metadata.csv", "--out", tmp_path / "m.cmg", "--config", config)
-    assert run.returncode == 0, run.err
-    assert "at most 0.2 of good images" in run.err
-    config.write_text("false_alrm: 0.2\n")
-    run = cmg("fit", "--images", small_line, "--captions", small_line / "metadata.csv", "--config", config)
-    assert run.returncode == 2
-    assert "unknown key false_alrm; did you mean false_alarm?" in run.err
-
-
-def wrong(run: subprocess.CompletedProcess, *words: str) -> None:
-    assert run.returncode == 2
-    assert run.out == ""
-    assert run.err.startswith("cmg: ") and run.err.count("\n") == 1
-    for word in words:
-        assert word in run.err
-
-
 def test_wrong_input_is_one_line_with_the_remedy(small_line, tmp_path):
     captions = tmp_path / "captions.csv"
     captions.write_text("file_name,txt\nimages/a.png,a gear\n")
-    wrong(cmg("fit", "--images", small_line, "--captions", captions), "captions.csv", "text", "txt")
-    wrong(cmg("fit", "--images", tmp_path / "nowhere", "--captions", captions), "nowhere")
-    wrong(cmg("score", "--model", captions, "x.png"), "not a cmg model", "cmg fit")
-    wrong(cmg("score", "--model", tmp_path / "none.cmg", "x.png"), "no model", "cmg fit")
-    wrong(cmg("fit", "--images", small_line), "no captions", "--captions")
-    wrong(cmg("fit", "--images", small_line, "--caption", "x", "--encoder", "ViT-B16/openai"), "did you mean ViT-B-16")
-    wrong(cmg("fit", "--images", small_line, "--caption", "x", "--keep", "half"), "--keep")
-    wrong(cmg("fit", "--images", small_line, "--caption", "x", "--out", tmp_path / "no" / "m.cmg"), "does not exist")
+    wrong(cmg_here("fit", "--images", small_line, "--captions", captions), "captions.csv", "text", "txt")
+    wrong(cmg_here("fit", "--images", tmp_path / "nowhere", "--captions", captions), "nowhere")
+    wrong(cmg_here("score", "--model", captions, "x.png"), "not a cmg model", "cmg fit")
+    wrong(cmg_here("score", "--model", tmp_path / "none.cmg", "x.png"), "no model", "cmg fit")
+    wrong(cmg_here("fit", "--images", small_line), "no captions", "--captions")
+    wrong(cmg_here("fit", "--images", small_line, "--caption", "x", "--encoder", "ViT-B16/openai"), "did you mean ViT-B-16")
+    wrong(cmg_here("fit", "--images", small_line, "--caption", "x", "--keep", "half"), "--keep")
+    wrong(cmg_here("fit", "--images", small_line, "--caption", "x", "--out", tmp_path / "no" / "m.cmg"), "does not exist")
 
 
 def test_eval_needs_labels_of_both_kinds(small_line, model_file, tmp_path):
     header, *lines = (small_line / "metadata.csv").read_text().splitlines()
     labels = tmp_path / "labels.csv"
     labels.write_text("\n".join([header, *(line for line in lines if ",test,0," in line)]) + "\n")
-    run = cmg("eval", "--model", model_file, "--images", small_line, "--labels", labels, "--allow-missing")
+    run = cmg_here("eval", "--model", model_file, "--images", small_line, "--labels", labels, "--allow-missing")
     assert run.returncode == 2
     *listed, last = run.err.splitlines()
     assert len(listed) == 30 and all(line.startswith("cmg: left out: ") for line in listed)
     assert "found only label 0" in last
-
-
-def test_usage_errors_exit_with_2():
-    assert cmg("score").returncode == 2
-    assert cmg("fit", "--imges", "x").returncode == 2
-    assert cmg("fly").returncode == 2
 
 
 def test_a_closed_pipe_is_silent(small_line, model_file):
@@ -200,7 +221,21 @@ def test_a_closed_pipe_is_silent(small_line, model_file):
     assert len(run.stdout.splitlines()) == 2
 
 
-def test_version_names_what_matters():
-    run = cmg("--version")
-    assert run.returncode == 0
-    assert "cmgcli" in run.out and "torch" in run.out
+def test_an_interrupt_leaves_whole_rows_to_go_on_from(small_line, model_file, tmp_path):
+    images = sorted(str(path) for path in (small_line / "images").glob("test*"))[:5]
+    out = tmp_path / "scores.csv"
+    command = ["score", "--model", str(model_file), "--batch-size", "1", "--out", str(out)]
+    run = subprocess.Popen([sys.executable, "-m", "cmgcli", *command, "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    run.stdin.write("".join(f"{name}\n" for name in images[:3]).encode())
+    run.stdin.flush()  # and it waits for more
+    patience = time.monotonic() + 120
+    while not out.exists() or out.read_text().count("\n") < 4:
+        assert time.monotonic() < patience and run.poll() is None
+        time.sleep(0.1)
+    run.send_signal(signal.SIGINT)
+    _, words = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert words.decode().splitlines() == [f"cmg: {out} has 3 rows; --resume goes on after them", "cmg: interrupted"]
+    assert [row.file for row in read_scores(out)] == images[:3]
+    assert cmg_here(*command, "--resume", *images).returncode == 0
+    assert [row.file for row in read_scores(out)] == images

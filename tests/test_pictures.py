@@ -1,7 +1,10 @@
+import cv2
 import numpy as np
 import pytest
 
 from cmgcli import pictures
+from cmgcli.errors import ImageError
+from cmgcli.images import write_png
 
 
 def test_heat_has_one_scale():
@@ -47,3 +50,34 @@ def test_pictures_of_any_size(shape):
     image = np.zeros((*shape, 3), np.uint8)
     assert pictures.keep_overlay(image, np.ones((2, 2), bool)).shape == image.shape
     assert pictures.map_overlay(image, np.full((3, 3), np.nan), low=0, high=1).tolist() == image.tolist()
+
+
+def test_a_written_map_reads_back_within_half_a_level(tmp_path):
+    values = np.random.default_rng(0).uniform(-32, 31.999, (31, 57)).astype(np.float32)
+    values[0, :3] = 0, 1, -1.5
+    pictures.write_map_pictures(tmp_path, "part", np.zeros((31, 57, 3), np.uint8), values, low=-1.5, high=0.3)
+    levels = cv2.imread(str(tmp_path / "part_anomaly.png"), cv2.IMREAD_UNCHANGED)
+    assert levels.dtype == np.uint16 and levels.shape == (31, 57)
+    assert levels[0, :3].tolist() == [32768, 33792, 31232]
+    back = pictures.read_map(tmp_path / "part_anomaly.png")
+    assert back.dtype == np.float32
+    assert np.abs(back - values).max() <= 0.5 / 1024
+    assert cv2.imread(str(tmp_path / "part_map.png")).shape == (31, 57, 3)
+
+
+def test_a_map_beyond_the_scale_gets_its_ends():
+    levels = pictures.map_levels(np.array([[-1e9, -32.0, 31.9990234375, 1e9, np.inf, -np.inf, np.nan]]))
+    assert levels.tolist() == [[0, 0, 65535, 65535, 65535, 0, 0]]
+
+
+def test_another_picture_is_no_map(tmp_path):
+    write_png(tmp_path / "grey.png", np.zeros((4, 4), np.uint8))
+    (tmp_path / "empty.png").write_bytes(b"")
+    for name, message in (("grey.png", "expected a grey PNG of 16 bits"), ("empty.png", "expected a grey"), ("none.png", "No such file")):
+        with pytest.raises(ImageError, match=message):
+            pictures.read_map(tmp_path / name)
+
+
+def test_pictures_of_two_files_with_one_stem_have_two_names():
+    used: set[str] = set()
+    assert [pictures.unused_stem(file, used) for file in ("a/x.png", "b/x.jpg", "x-2.png", "caf\udce9.png")] == ["x", "x-2", "x-2-2", "caf?"]

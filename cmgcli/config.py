@@ -1,0 +1,70 @@
+"""Options from a YAML file, and options as such a file. Imports nothing heavy.
+
+A file holds the options of one command by their names (`false_alarm` or `false-alarm`). Its values stand where an option
+was not given, and pass the same checks as on the command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional
+
+import typer
+
+from cmgcli.console import reported
+from cmgcli.errors import SettingsError
+
+_NOT_IN_A_FILE = frozenset({"config", "print_config", "quiet", "verbose"})
+
+
+def adopt(context: typer.Context, path: Optional[Path]) -> Optional[Path]:
+    """Make the values of the file the defaults of the command that is being parsed; a wrong file ends the program."""
+    if path is not None and not context.resilient_parsing:  # which is shell completion
+        with reported():
+            context.default_map = _checked(context, path)
+    return path
+
+
+def as_yaml(options: Mapping[str, Any]) -> str:
+    """The options, one a line, for `--config` to read back; paths become text, None becomes null."""
+    import yaml
+
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def read_config(path: Path, allowed: set[str]) -> dict[str, Any]:
+    """The values of a YAML mapping by option name; null counts as not given.
+
+    Raises SettingsError for a file that cannot be read or is no mapping, and for a key that is not `allowed`, with the
+    nearest right name.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).replace("\n", " ")
+        raise SettingsError(f"config {path} cannot be read: {reason}") from error
+    if not isinstance(values, dict):
+        raise SettingsError(f"config {path}: expected a mapping of option names to values, got {type(values).__name__}")
+    options = {str(key).replace("-", "_"): value for key, value in values.items()}
+    for key in options:
+        if key not in allowed:
+            near = difflib.get_close_matches(key, allowed, n=1)
+            raise SettingsError(f"config {path}: unknown key {key}{f'; did you mean {near[0]}?' if near else ''}")
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _checked(context: typer.Context, path: Path) -> dict[str, Any]:
+    params = {param.name: param for param in context.command.params if param.name not in _NOT_IN_A_FILE}
+    values = read_config(path, set(params))
+    for name, value in values.items():
+        values[name] = value if isinstance(value, bool) else str(value)  # as the command line would give it
+        try:
+            params[name].process_value(context, values[name])
+        except typer.BadParameter as error:
+            raise SettingsError(f"config {path}: {name}: {value!r} cannot be used: {error.message}") from error
+    return values

@@ -1,0 +1,147 @@
+"""The options of the commands: types, help, panels. Imports nothing heavy.
+
+An option that is not given stays None, and the engine's own default holds; `show_default` only repeats it for the help
+(a test compares the two).
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from cmgcli.config import adopt
+from cmgcli.console import hush, tell_more
+
+INPUT, OUTPUT, METHOD, GATES, COMPUTE, TALK = "Input", "Output", "Method", "Gates", "Compute", "Messages"
+
+
+class Device(str, Enum):
+    """Where to compute."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Relevance(str, Enum):
+    """The estimators of CMER."""
+
+    fast = "fast"
+    sampled = "sampled"
+    occlusion = "occlusion"
+
+
+class Format(str, Enum):
+    """How rows are written."""
+
+    csv = "csv"
+    jsonl = "jsonl"
+
+
+# ---- all commands
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=hush, help="Only errors on standard error.", rich_help_panel=TALK)]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", callback=tell_more, help="Say what is done, and how long it took.", rich_help_panel=TALK)]
+DeviceOption = Annotated[
+    Optional[Device], typer.Option(help="Where to compute; auto takes the GPU where there is one.", show_default="auto", rich_help_panel=COMPUTE)
+]
+BatchSize = Annotated[Optional[int], typer.Option(min=1, help="Images per forward pass; does not change a score.", show_default="16", rich_help_panel=COMPUTE)]
+ModelFile = Annotated[Path, typer.Option(help="Model file made by cmg fit.", show_default=False, rich_help_panel=INPUT)]
+
+# ---- demo
+
+DemoDirectory = Annotated[Path, typer.Argument(help="Directory to write; made if it does not exist.", show_default=False)]
+TrainImages = Annotated[Optional[int], typer.Option(min=1, help="Flawless images to fit on.", show_default="240")]
+TestImages = Annotated[Optional[int], typer.Option(min=2, help="Test images, half of them defective.", show_default="120")]
+Size = Annotated[Optional[int], typer.Option(min=32, help="Side of the images in pixels.", show_default="256")]
+LineSeed = Annotated[Optional[int], typer.Option(help="Another seed, another line.", show_default="0")]
+
+# ---- fit and mask
+
+FitImages = Annotated[Optional[Path], typer.Option(help="Directory of the images; required.", show_default=False, rich_help_panel=INPUT)]
+Images = Annotated[Path, typer.Option(help="Directory of the images.", show_default=False, rich_help_panel=INPUT)]
+Captions = Annotated[
+    Optional[Path],
+    typer.Option(help="CSV, TSV or JSONL with file_name and text; none: NAME.txt files or an MVTec AD layout.", rich_help_panel=INPUT),
+]
+Caption = Annotated[Optional[str], typer.Option(help="One caption for all images, instead of a file.", rich_help_panel=INPUT)]
+AllowMissing = Annotated[
+    bool, typer.Option("--allow-missing", help="Go on where an image has no caption or a caption no image, and list them.", rich_help_panel=INPUT)
+]
+Config = Annotated[
+    Optional[Path],
+    typer.Option(callback=adopt, is_eager=True, help="YAML file of these options; the command line wins.", rich_help_panel=INPUT),
+]
+PrintConfig = Annotated[
+    bool,
+    typer.Option("--print-config", help="Print all options as they would take effect, as YAML that --config reads, and exit.", rich_help_panel=OUTPUT),
+]
+ModelOut = Annotated[Path, typer.Option(help="Model file to write.", rich_help_panel=OUTPUT)]
+MaskOut = Annotated[Path, typer.Option(help="Directory to write.", show_default=False, rich_help_panel=OUTPUT)]
+EncoderOption = Annotated[
+    Optional[str], typer.Option(help="builtin, NAME/TAG, NAME@FILE or local-dir:DIR.", show_default="builtin", rich_help_panel=METHOD)
+]
+FalseAlarm = Annotated[
+    Optional[float], typer.Option(help="Promised share of good images called anomalous.", show_default="0.01", rich_help_panel=METHOD)
+]
+Cmer = Annotated[
+    Optional[bool],
+    typer.Option("--cmer/--no-cmer", help="Discard the pixels that do not matter for the caption.", show_default="cmer", rich_help_panel=METHOD),
+]
+Cmle = Annotated[
+    Optional[bool], typer.Option("--cmle/--no-cmle", help="Let the captions guide the latent space.", show_default="cmle", rich_help_panel=METHOD)
+]
+Adapt = Annotated[Optional[bool], typer.Option("--adapt/--no-adapt", help="Train the defect head.", show_default="adapt", rich_help_panel=METHOD)]
+AdaptSteps = Annotated[Optional[int], typer.Option(min=1, help="Training steps of the defect head.", show_default="150", rich_help_panel=METHOD)]
+RelevanceOption = Annotated[
+    Optional[Relevance],
+    typer.Option(help="Relevance estimator of CMER.", show_default="fast where the encoder allows, else sampled", rich_help_panel=METHOD),
+]
+KeepOption = Annotated[Optional[str], typer.Option(help="Share of the patches that CMER keeps, or auto.", show_default="auto", rich_help_panel=METHOD)]
+LatentDim = Annotated[Optional[int], typer.Option(min=1, help="Directions kept in the guided space.", show_default="all", rich_help_panel=METHOD)]
+Neighbours = Annotated[Optional[int], typer.Option(min=0, help="Nearest captions that explain a caption.", show_default="4", rich_help_panel=METHOD)]
+Ridge = Annotated[Optional[float], typer.Option(min=0, help="How evenly they share the weight.", show_default="0.05", rich_help_panel=METHOD)]
+BankSize = Annotated[Optional[int], typer.Option(min=1, help="Normal patches in memory.", show_default="4096", rich_help_panel=METHOD)]
+Seed = Annotated[Optional[int], typer.Option(help="Same seed, same model.", show_default="0", rich_help_panel=COMPUTE)]
+
+# ---- score
+
+Paths = Annotated[list[str], typer.Argument(help="Images, directories or globs; - reads paths from standard input.", show_default=False)]
+ScoreCaptions = Annotated[
+    Optional[Path],
+    typer.Option(help="Caption file; an image without a caption is judged by the stored one that fits best.", rich_help_panel=INPUT),
+]
+CaptionRoot = Annotated[
+    Optional[Path],
+    typer.Option(help="Directory that the caption file's paths are relative to.", show_default="the caption file's own", rich_help_panel=INPUT),
+]
+Null = Annotated[bool, typer.Option("-0", "--null", help="Paths on standard input are NUL-separated.", rich_help_panel=INPUT)]
+ScoresOut = Annotated[Optional[Path], typer.Option(help="File to write the rows to.", show_default="standard output", rich_help_panel=OUTPUT)]
+FormatOption = Annotated[
+    Format,
+    typer.Option("--format", help="jsonl: one object a row, null where the CSV is empty; a name that is not UTF-8 keeps its bytes as \\udc80 to \\udcff.", rich_help_panel=OUTPUT),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where the last whole row of --out ends.", rich_help_panel=OUTPUT)]
+Maps = Annotated[
+    Optional[Path],
+    typer.Option(
+        help="Directory for two pictures of each image: the overlay STEM_map.png and the anomaly map STEM_anomaly.png (16 bits; "
+        "value = (pixel - 32768) / 1024; 0: peak of a typical good image, 1: one spread above it).",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Junit = Annotated[
+    Optional[Path], typer.Option(help="Write a JUnit XML file: each image a test case, an anomalous one a failure.", rich_help_panel=OUTPUT)
+]
+Summary = Annotated[
+    Optional[Path],
+    typer.Option(help='Append a Markdown summary to this file, as for "$GITHUB_STEP_SUMMARY": verdict, counts, the worst images.', rich_help_panel=OUTPUT),
+]
+FailOnAnomaly = Annotated[bool, typer.Option("--fail-on-anomaly", help="Exit with 1 if any image is anomalous.", rich_help_panel=GATES)]
+MaxAnomalies = Annotated[
+    Optional[str],
+    typer.Option(metavar="N|P%", help="Exit with 1 if more images are anomalous: a count such as 3, or a share of the readable ones such as 2%.", rich_help_panel=GATES),
+]
