@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmgcli.adapt import DefectHead
 from cmgcli.calibrate import Calibration
 from cmgcli.cmle import GuidedSpace, Structure, caption_weights, residual_norm
+from cmgcli.head import DefectHead
 
 PARTS = ("image_score", "patch_score", "head_score")
 TOP_SHARE = 0.01

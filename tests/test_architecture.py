@@ -15,12 +15,14 @@ FLOORS = (
     {"console"},
     {"evaluation"},
     {"pipeline"},
+    {"heldout"},
     {"model"},
     {"report", "rows", "pictures", "checkpoint", "view"},
     {"detector", "pretrained_head"},
-    {"calibrate", "adapt", "cmer", "cmle", "encoder", "dataset", "loader", "metrics", "line"},
-    {"images", "defects", "parts", "surfaces"},
-    {"defect_kinds", "errors"},
+    {"adapt"},
+    {"calibrate", "cmer", "cmle", "encoder", "dataset", "loader", "metrics", "line"},
+    {"snapshot", "head", "images", "defects", "parts", "surfaces"},
+    {"defect_kinds", "errors", "files"},
 )
 
 
