@@ -1,13 +1,14 @@
-"""The defect head: a small fully convolutional net, trained at fit on the user's normal images with drawn defects.
+"""Training of the defect head at fit: the user's own normal images with drawn defects.
 
-It reads the pixels at the image's own resolution and the encoder's patch tokens, and gives a defect map at a quarter of
-that resolution. Lineage: CutPaste (Li et al. 2021), DRAEM (Zavrtanik et al. 2021), SimpleNet (Liu et al. 2023).
+Lineage: CutPaste (Li et al. 2021), DRAEM (Zavrtanik et al. 2021), SimpleNet (Liu et al. 2023).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,100 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmgcli.defects import draw
+from cmgcli.defects import KINDS, draw
+from cmgcli.head import DefectHead, exposure, patch_mask_to, standard_pixels, tokens_under
+from cmgcli.snapshot import Course, load_snapshot, save_snapshot
 
-SCALES = (1.0, 0.6)
-TOP_SHARE = 0.002
-MAX_PIXELS = 4_000_000
-MIN_SIDE = 32
 CROPS = 4
+WINDOW = 1024  # pixels; defects are drawn within a window of this side, whatever the size of the image
+ZOOM = (0.5, 1.0)
 VISIBLE_LEVELS = 8
 VISIBLE_SHARE = 0.2  # of the image's own spread
-
-
-class ResidualBlock(nn.Module):
-    def __init__(self, channels: int, dilation: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, bias=False)
-        self.first_norm = nn.BatchNorm2d(channels)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.second_norm = nn.BatchNorm2d(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        inner = F.relu(self.first_norm(self.first(x)))
-        return F.relu(x + self.second_norm(self.second(inner)))
-
-
-class DefectHead(nn.Module):
-    """Pixels (B, 3, H, W) and tokens (B, W, h, w) to defect logits (B, 1, H / 4, W / 4).
-
-    Dilated blocks see wide areas, such as an uneven finish, as well as hairlines.
-    """
-
-    def __init__(self, token_width: int, *, channels: int = 64, dilations: Sequence[int] = (1, 1, 2, 1, 4, 1, 8, 1)) -> None:
-        super().__init__()
-        self.token_width, self.channels, self.dilations = token_width, channels, tuple(dilations)
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, channels // 2, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(channels // 2),
-            nn.ReLU(),
-            nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-        )
-        self.token_norm = nn.LayerNorm(token_width)
-        self.token_in = nn.Conv2d(token_width, channels, 1)
-        self.blocks = nn.Sequential(*[ResidualBlock(channels, dilation) for dilation in self.dilations])
-        self.out = nn.Conv2d(channels, 1, 1)
-        nn.init.constant_(self.out.bias, -4.0)
-
-    def forward(self, pixels: Tensor, tokens: Tensor) -> Tensor:
-        x = self.stem(pixels)  # (B, C, H/4, W/4)
-        tokens = self.token_norm(tokens.movedim(1, -1)).movedim(-1, 1)
-        semantic = F.interpolate(self.token_in(tokens), x.shape[-2:], mode="bilinear", align_corners=False)
-        return self.out(self.blocks(F.relu(x + semantic)))
-
-
-def standard_pixels(image: np.ndarray) -> Tensor:
-    """(3, H, W) float32 of an (H, W, 3) uint8 image, by its own mean and spread, so that exposure matters little."""
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float()
-    return (pixels - pixels.mean()) / pixels.std(correction=0).clamp(min=4.0)
-
-
-def fit_size(height: int, width: int, scale: float) -> tuple[int, int]:
-    """The size at which the head sees an image: scaled, at most 4 megapixels, at least 32 pixels a side."""
-    limit = min(1.0, (MAX_PIXELS / (height * width)) ** 0.5) * scale
-    return max(MIN_SIDE, round(height * limit)), max(MIN_SIDE, round(width * limit))
-
-
-def patch_mask_to(keep: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(h, w) bool patch mask to (height, width) bool in the image's frame."""
-    return cv2.resize(keep.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
-
-
-@torch.inference_mode()
-def head_map(head: DefectHead, image: np.ndarray, tokens: Tensor, keep: np.ndarray) -> tuple[float, np.ndarray]:
-    """Score and map of one image.
-
-    Args:
-        image: (H, W, 3) uint8 RGB; tokens: (W, h, w) float32; keep: (h, w) bool, where the map counts.
-    Returns:
-        The sum over `SCALES` of the mean of the top 0.2 % of the kept logits, and the mean map (H', W') float32 of logits
-        at a quarter of the resolution; hidden places hold the least kept value.
-    """
-    height, width = image.shape[:2]
-    base = tuple(-(-side // 4) for side in fit_size(height, width, 1.0))
-    total, maps = 0.0, []
-    for scale in SCALES:
-        tall, wide = fit_size(height, width, scale)
-        pixels = standard_pixels(cv2.resize(image, (wide, tall), interpolation=cv2.INTER_AREA))
-        device = next(head.parameters()).device
-        logits = head(pixels.unsqueeze(0).to(device), tokens.unsqueeze(0).to(device))[0, 0].float().cpu()  # (H'', W'')
-        kept = torch.from_numpy(patch_mask_to(keep, *logits.shape))
-        values = logits[kept]
-        total += float(values.topk(max(1, round(TOP_SHARE * len(values)))).values.mean())
-        shown = torch.where(kept, logits, values.min())
-        maps.append(F.interpolate(shown[None, None], base, mode="bilinear", align_corners=False)[0, 0])
-    return total, torch.stack(maps).mean(0).numpy()
+WARM_UP, DECAY = 0.1, 0.5  # of the steps
+CHECKS = 50  # steps between two looks at the held-out images
+PATIENCE, BETTER = 6, 0.003  # checks without so much gain of AUROC: the curve is flat
 
 
 @dataclass(frozen=True)
@@ -119,40 +38,71 @@ class Scene:
     keep: np.ndarray  # (h, w) bool
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A normal image with none to three defects."""
+
+    image: np.ndarray  # (H, W, 3) uint8
+    mask: np.ndarray  # (H, W) bool, where a drawn defect can be seen
+    counts: np.ndarray  # (H, W) bool, kept by CMER, and not changed too little to be seen
+
+
+@dataclass(frozen=True)
+class _Crop:
+    pixels: Tensor  # (3, crop, crop) float32
+    target: Tensor  # (1, crop / 4, crop / 4) float32, 1 where a defect is
+    counts: Tensor  # the same shape, 1 where the loss counts
+    image: int  # which of the step's images it was cut from
+    place: tuple[float, float, float, float]  # top, left, bottom, right in shares of that image
+
+
 def train_head(
-    scene: Callable[[int], Scene],
-    count: int,
-    encode: Callable[[Sequence[np.ndarray]], Tensor],
+    sample: Callable[[np.random.Generator], Drawn],
     token_width: int,
     *,
     steps: int,
-    crop: int = 96,
+    encode: Callable[[Sequence[np.ndarray]], Tensor] | None = None,
+    crop: int = 128,
     batch: int = 32,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 2e-3,
     seed: int = 0,
     start: DefectHead | None = None,
     device: str = "cpu",
-    progress: Callable[[int, int, float], None] | None = None,
+    validate: Callable[[DefectHead], float] | None = None,
+    snapshot: Path | None = None,
+    snapshot_key: str = "",
+    progress: Callable[[int, int, float, float | None], None] | None = None,
 ) -> DefectHead:
     """Train a head on random crops of normal images with drawn defects; the same seed gives the same head.
 
     Args:
-        scene: gives the ``i``-th of ``count`` normal images.
-        encode: images to their tokens (B, W, h, w), of the images with their defects drawn in.
-        steps: gradient steps; each takes ``batch`` crops of ``crop`` pixels from ``batch / 4`` images, because encoding an
-            image with its defects costs more than training on a crop of it.
+        sample: gives a normal image with its drawn defects; see `draw_defects`.
+        encode: images to their tokens (B, W, h, w), of the images with their defects drawn in; None trains on pixels alone.
+        steps: the most gradient steps; each takes ``batch`` crops of ``crop`` pixels from ``batch / 4`` images, because
+            drawing and encoding an image costs more than training on a crop of it.
         start: a head to go on from, which is changed; None starts from random weights.
-        progress: called with the step, the number of steps and the loss.
+        validate: AUROC of a head on held-out images, called every 50 steps. When it no longer rises, the learning rate
+            begins its descent at once, so that ``steps`` is a ceiling.
+        snapshot: a file that holds the state after each check, and from which a training broken off with the same
+            ``snapshot_key`` goes on; the result is that of an undisturbed run.
+        progress: called with the step, the number of steps, the loss and the last AUROC.
     """
     torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
     head = (DefectHead(token_width) if start is None else start).to(device).requires_grad_(True).train()
-    decay = [p for p in head.parameters() if p.ndim >= 2]
-    plain = [p for p in head.parameters() if p.ndim < 2]
-    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max(steps, 2), pct_start=0.1)
-    for step in range(steps):
-        pixels, tokens, target, counts = (t.to(device) for t in _draw_batch(scene, count, encode, rng, crop=crop, batch=batch))
+    optimizer = _optimizer(head, learning_rate)
+    descent = round(steps * DECAY)
+    course = Course(decay_from=steps - descent)
+    if snapshot is not None:
+        course = load_snapshot(snapshot, snapshot_key, head, optimizer) or course
+    batches = _ahead(lambda step: _draw_step(sample, np.random.default_rng((seed % 2**32, step)), crop, batch), course.step)
+    for crops, images in batches:
+        end = course.decay_from + descent
+        if course.step >= end:
+            break
+        pixels, target, counts = (torch.stack([getattr(c, name) for c in crops]).to(device) for name in ("pixels", "target", "counts"))
+        tokens = None if encode is None else _tokens(encode(images), crops).to(device)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * _rate(course, steps, end)
         with torch.autocast(device, torch.bfloat16, enabled=fast_bfloat16(device)):
             logits = head(pixels, tokens)
         loss = _loss(logits.float(), target, counts)
@@ -160,10 +110,38 @@ def train_head(
         loss.backward()
         nn.utils.clip_grad_norm_(head.parameters(), 1.0)
         optimizer.step()
-        schedule.step()
+        course = course.after(float(loss.detach()))
+        if course.step % CHECKS == 0 and course.step < end:
+            if validate is not None:
+                course = _checked(course, validate(head.eval()))
+                head.train()
+            if snapshot is not None:
+                save_snapshot(snapshot, snapshot_key, head, optimizer, course)
         if progress is not None:
-            progress(step + 1, steps, float(loss.detach()))
+            progress(course.step, end, course.loss, course.curve[-1] if course.curve else None)
     return head.eval().requires_grad_(False)
+
+
+def _optimizer(head: DefectHead, learning_rate: float) -> torch.optim.Optimizer:
+    decay = [p for p in head.parameters() if p.ndim >= 2]
+    plain = [p for p in head.parameters() if p.ndim < 2]
+    return torch.optim.AdamW([{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], lr=learning_rate)
+
+
+def _rate(course: Course, steps: int, end: int) -> float:
+    """Share of the learning rate: a linear rise, level, and half a cosine from where the descent begins to the end."""
+    rise = min(1.0, (course.step + 1) / max(1, steps * WARM_UP))
+    fallen = max(0.0, (course.step - course.decay_from) / max(1, end - course.decay_from))
+    return rise * 0.5 * (1 + np.cos(np.pi * fallen))
+
+
+def _checked(course: Course, auroc: float) -> Course:
+    """The course with one more point of the curve; where the last ones brought nothing, the descent begins now."""
+    course = course.seen(auroc)
+    before, recent = course.curve[:-PATIENCE], course.curve[-PATIENCE:]
+    if before and max(recent) < max(before) + BETTER:
+        return course.descend()
+    return course
 
 
 def fast_bfloat16(device: str) -> bool:
@@ -171,66 +149,92 @@ def fast_bfloat16(device: str) -> bool:
     return device == "cuda" or torch.backends.cpu.get_cpu_capability() in ("AVX512", "AMX") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    image: np.ndarray  # (H, W, 3) uint8
-    mask: np.ndarray  # (H, W) bool, where a drawn defect can be seen
-    counts: np.ndarray  # (H, W) bool, kept by CMER, and not changed too little to be seen
+def _ahead(make: Callable[[int], tuple], start: int) -> Iterator[tuple]:
+    """What `make` gives for start, start + 1, ..., drawn in a thread one step ahead."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(make, start)
+        step = start
+        while True:
+            ready, step = coming, step + 1
+            coming = pool.submit(make, step)
+            yield ready.result()
 
 
-def _draw_batch(scene, count: int, encode, rng: np.random.Generator, *, crop: int, batch: int) -> tuple[Tensor, ...]:
-    """Crops (B, 3, crop, crop), the tokens under each (B, W, 12, 12), targets and counting weights (B, 1, crop/4, crop/4)."""
-    drawn = [_draw_image(scene(int(rng.integers(count))), scene(int(rng.integers(count))).image, rng) for _ in range(max(1, batch // CROPS))]
-    tokens = encode([one.image for one in drawn])  # (B / CROPS, W, h, w)
-    crops = [_crop(one, tokens[i], rng, crop) for i, one in enumerate(drawn) for _ in range(CROPS)]
-    return tuple(torch.stack(column) for column in zip(*crops, strict=True))
+def _draw_step(sample: Callable[[np.random.Generator], Drawn], rng: np.random.Generator, crop: int, batch: int) -> tuple[list[_Crop], list[np.ndarray]]:
+    drawn = [sample(rng) for _ in range(max(1, batch // CROPS))]
+    return [one for i, scene in enumerate(drawn) for one in _crops(scene, i, rng, crop)], [scene.image for scene in drawn]
 
 
-def _draw_image(base: Scene, donor: np.ndarray, rng: np.random.Generator) -> _Drawn:
-    """A normal image with none to three defects in the kept area, flipped at random."""
-    image, touched = base.image, np.zeros(base.image.shape[:2], bool)
+def draw_defects(base: Scene, donor: np.ndarray | None, rng: np.random.Generator, *, rate: float = 0.8, kinds: Sequence[str] = KINDS) -> Drawn:
+    """A normal image, mirrored at random; a share `rate` of them with one to three defects in the kept area.
+
+    donor: (H', W', 3) uint8, an image to cut pieces from; None: the image itself. In an image larger than a window of
+    1 024 pixels they lie in one window around a kept pixel, so that the cost does not grow with the image.
+    """
+    image, touched = base.image.copy(), np.zeros(base.image.shape[:2], bool)
     allowed = patch_mask_to(base.keep, *touched.shape)
-    if rng.random() < 0.8:
+    if rng.random() < rate:
+        box = _window(base.keep, touched.shape, rng)
+        spread = max(VISIBLE_LEVELS, VISIBLE_SHARE * exposure(base.image)[1])
         for _ in range(int(rng.integers(1, 4))):
-            defect = draw(image, rng, allowed=allowed, strength=float(rng.random() ** 0.5), donor=donor)
-            image, touched = defect.image, touched | defect.mask
-    change = np.abs(image.astype(np.int16) - base.image).max(axis=2)
-    mask = touched & (change >= max(VISIBLE_LEVELS, VISIBLE_SHARE * base.image.std()))
+            kind, strength = kinds[rng.integers(len(kinds))], float(rng.random() ** 0.5)
+            defect = draw(image[box], rng, allowed=allowed[box], kind=kind, strength=strength, donor=donor)
+            image[box], touched[box] = defect.image, touched[box] | defect.mask
+        change = cv2.absdiff(image[box], base.image[box]).max(axis=2)
+        mask = np.zeros_like(touched)
+        mask[box] = touched[box] & (change >= spread)
+    else:
+        mask = touched
     counts = allowed & (mask | ~touched)
     for axis in (0, 1):
         if rng.random() < 0.5:
             image, mask, counts = (np.flip(array, axis) for array in (image, mask, counts))
-    return _Drawn(*(np.ascontiguousarray(array) for array in (image, mask, counts)))
+    return Drawn(*(np.ascontiguousarray(array) for array in (image, mask, counts)))
 
 
-def _crop(drawn: _Drawn, tokens: Tensor, rng: np.random.Generator, crop: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One random square at a random scale around a kept pixel; half of the time around a defect pixel, where there is one."""
-    height, width = fit_size(*drawn.mask.shape, float(rng.uniform(0.5, 1.0)))
-    pixels = standard_pixels(cv2.resize(drawn.image, (width, height), interpolation=cv2.INTER_AREA))
-    masks = np.stack([drawn.mask, drawn.counts], axis=2).astype(np.float32)
-    truth = torch.from_numpy(cv2.resize(masks, (width, height), interpolation=cv2.INTER_AREA)).permute(2, 0, 1)  # (2, H, W)
-    around = drawn.mask if drawn.mask.any() and rng.random() < 0.5 else drawn.counts
-    around = around if around.any() else np.ones_like(around)
-    pick = np.unravel_index(rng.choice(np.flatnonzero(around)), around.shape)
-    corner = []
-    for at, side, full in zip(pick, (height, width), around.shape, strict=True):
-        corner.append(int(np.clip(at * side / full - rng.uniform(0.1, 0.9) * crop, 0, max(side - crop, 0))))
-    top, left = corner
-    bottom, right = min(top + crop, height), min(left + crop, width)
-    pad = (0, crop - (right - left), 0, crop - (bottom - top))
-    square = F.pad(pixels[None, :, top:bottom, left:right], pad, mode="replicate")[0]
-    shares = F.avg_pool2d(F.pad(truth[None, :, top:bottom, left:right], pad), 4)[0]  # (2, crop/4, crop/4)
-    under = _tokens_under(tokens, top / height, left / width, (top + crop) / height, (left + crop) / width)
-    return square, under, (shares[:1] > 0.15).float(), (shares[1:] > 0.5).float()
+def _window(keep: np.ndarray, shape: tuple[int, int], rng: np.random.Generator) -> tuple[slice, slice]:
+    """A box of at most `WINDOW` pixels a side around a random kept patch of an image of this shape."""
+    patch = np.argwhere(keep)[rng.integers(np.count_nonzero(keep))] if keep.any() else (0, 0)
+    box = []
+    for at, patches, side in zip(patch, keep.shape, shape, strict=True):
+        middle = (at + rng.random()) * side / patches
+        low = int(np.clip(middle - WINDOW / 2, 0, max(0, side - WINDOW)))
+        box.append(slice(low, min(side, low + WINDOW)))
+    return tuple(box)
 
 
-def _tokens_under(tokens: Tensor, top: float, left: float, bottom: float, right: float, *, side: int = 12) -> Tensor:
-    """Sample tokens (W, h, w) under a rectangle given in shares of the image, to (W, side, side)."""
-    centres = (torch.arange(side, device=tokens.device) + 0.5) / side
-    y = (top + (bottom - top) * centres) * 2 - 1
-    x = (left + (right - left) * centres) * 2 - 1
-    grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)  # (side, side, 2) as (x, y)
-    return F.grid_sample(tokens[None].float(), grid[None].float(), mode="bilinear", padding_mode="border", align_corners=False)[0]
+def _crops(drawn: Drawn, image: int, rng: np.random.Generator, crop: int) -> list[_Crop]:
+    """Random squares at random scales, each around a kept pixel; half of the time around a defect pixel, where there is one."""
+    mean, spread = exposure(drawn.image)
+    defect, counting = np.flatnonzero(drawn.mask), np.flatnonzero(drawn.counts)
+    crops = []
+    for _ in range(CROPS):
+        around = defect if len(defect) and rng.random() < 0.5 else counting
+        pick = np.unravel_index(rng.choice(around), drawn.mask.shape) if len(around) else (0, 0)
+        crops.append(_cut(drawn, image, pick, rng, crop, mean, spread))
+    return crops
+
+
+def _cut(drawn: Drawn, image: int, pick: tuple[int, int], rng: np.random.Generator, crop: int, mean: float, spread: float) -> _Crop:
+    height, width = drawn.mask.shape
+    region = max(1, round(crop / rng.uniform(*ZOOM)))  # pixels of the image that the crop covers
+    top, left = (int(np.clip(at - rng.uniform(0.1, 0.9) * region, 0, max(side - region, 0))) for at, side in zip(pick, (height, width), strict=True))
+    bottom, right = min(top + region, height), min(left + region, width)
+    size = max(1, round(crop * (right - left) / region)), max(1, round(crop * (bottom - top) / region))  # as OpenCV has it: width, height
+    pad = (0, crop - size[0], 0, crop - size[1])
+    box = np.s_[top:bottom, left:right]
+    pixels = standard_pixels(cv2.resize(drawn.image[box], size, interpolation=cv2.INTER_AREA), mean, spread)
+    masks = np.stack([drawn.mask[box], drawn.counts[box]], axis=2).astype(np.float32)
+    truth = torch.from_numpy(cv2.resize(masks, size, interpolation=cv2.INTER_AREA)).permute(2, 0, 1)  # (2, H, W)
+    shares = F.avg_pool2d(F.pad(truth[None], pad), 4)[0]  # (2, crop / 4, crop / 4)
+    square = F.pad(pixels[None], pad, mode="replicate")[0]
+    place = top / height, left / width, (top + region) / height, (left + region) / width
+    return _Crop(square, (shares[:1] > 0.15).float(), (shares[1:] > 0.5).float(), image, place)
+
+
+def _tokens(tokens: Tensor, crops: Sequence[_Crop]) -> Tensor:
+    """The tokens (B, W, 12, 12) under each crop, of the images' tokens (I, W, h, w)."""
+    return torch.stack([tokens_under(tokens[crop.image], *crop.place) for crop in crops])
 
 
 def _loss(logits: Tensor, target: Tensor, counts: Tensor) -> Tensor:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from cmgcli.adapt import DefectHead
 from cmgcli.calibrate import Calibration
 from cmgcli.cmle import GuidedSpace, Structure
 from cmgcli.detector import Blend, Detector, Language, PatchBank, Settings
 from cmgcli.errors import CheckpointError, OutputError
+from cmgcli.files import write_whole
+from cmgcli.head import DefectHead
 
-FORMAT = 1
+FORMAT = 2
 PACKAGES = ("cmgcli", "torch", "open_clip_torch", "numpy")
 
 
@@ -57,34 +56,14 @@ def save(detector: Detector, path: Path) -> None:
     }
     if detector.head is not None:
         head = detector.head
-        header["head"] = {"token_width": head.token_width, "channels": head.channels, "dilations": head.dilations}
+        header["head"] = {"token_width": head.token_width, "widths": head.widths}
         tensors |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
     # safetensors refuses two tensors that share memory, and the ones from a GPU are stored as they come
     owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    _write(Path(path), to_bytes(owned, metadata={"cmg": json.dumps(header)}))
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        write_whole(Path(path), to_bytes(owned, metadata={"cmg": json.dumps(header)}))
     except OSError as error:
         raise OutputError(f"the model could not be written to {path} ({error.strerror}); choose another --out") from error
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def load(path: Path) -> Detector:
@@ -131,7 +110,7 @@ def _detector(header: dict, tensors: dict[str, torch.Tensor]) -> Detector:
     )
     head = None
     if "head" in header:
-        head = DefectHead(header["head"]["token_width"], channels=header["head"]["channels"], dilations=header["head"]["dilations"])
+        head = DefectHead(header["head"]["token_width"], widths=header["head"]["widths"])
         head.load_state_dict({name.removeprefix("head."): t for name, t in tensors.items() if name.startswith("head.")})
         head.eval().requires_grad_(False)
     prefix = "calibration.group."

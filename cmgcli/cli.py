@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,6 +31,7 @@ from cmgcli.console import (
     say,
     start_messages,
     timed,
+    training_state,
 )
 from cmgcli.errors import SettingsError
 from cmgcli.options import AllowMissing, BatchSize, DeviceOption
@@ -107,6 +108,7 @@ def fit(
     allow_missing: AllowMissing = False,
     config: o.Config = None,
     out: o.ModelOut = Path("model.cmg"),
+    resume: o.FitResume = False,
     print_config: o.PrintConfig = False,
     encoder: o.EncoderOption = None,
     false_alarm: o.FalseAlarm = None,
@@ -145,9 +147,9 @@ def fit(
         if print_config:
             print(as_yaml(_defaults(pipeline.fit) | options | {"images": images, "out": out}), end="")
             return
-        with timed("fitting in all"), progress_bar() as progress:
-            model = pipeline.fit(images, progress=progress, **options)
-        model.save(out)
+        with timed("fitting in all"), training_state(out, resume) as snapshot, progress_bar() as progress:
+            model = pipeline.fit(images, snapshot=snapshot, progress=progress, **options)
+            model.save(out)
         detector = model.detector
         detail(f"encoder {detector.settings.encoder} on {model.encoder.device}")
         if detector.settings.encoder == "builtin":
@@ -158,7 +160,8 @@ def fit(
 
 def _defaults(engine: Any) -> dict[str, Any]:
     parameters = inspect.signature(engine).parameters
-    return {name: None if parameter.default is parameter.empty else parameter.default for name, parameter in parameters.items() if name != "progress"}
+    unset = {name: None if parameter.default is parameter.empty else parameter.default for name, parameter in parameters.items()}
+    return {name: value for name, value in unset.items() if name not in ("snapshot", "progress")}
 
 
 @app.command()
@@ -311,17 +314,17 @@ def mask(
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[Optional[Path], typer.Option(help="Model file made by cmg fit.", show_default=False)] = None,
-    scores: Annotated[Optional[Path], typer.Option(help="Scores file made by cmg score, instead of a model.", show_default=False)] = None,
-    images: Annotated[Optional[Path], typer.Option(help="Directory of the images; with --scores only to show some of them.", show_default=False)] = None,
-    labels: Annotated[Optional[Path], typer.Option(help="Dataset file with a label column, and mask where pixels are judged.", show_default="folder layout")] = None,
-    min_auroc: Annotated[Optional[float], typer.Option(help="Exit with 1 if the image AUROC is lower.")] = None,
-    max_false_alarm: Annotated[Optional[float], typer.Option(help="Exit with 1 if more of the good images are flagged.")] = None,
-    max_miss: Annotated[Optional[float], typer.Option(help="Exit with 1 if more of the bad images are missed.")] = None,
-    ablate: Annotated[bool, typer.Option("--ablate", help="Also fit and evaluate baseline, +CMER, +CMLE and CMG.")] = False,
-    adapt_steps: Annotated[int, typer.Option(min=0, help="With --ablate: also each with the defect head, trained for so many steps.")] = 0,
-    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write all metrics as JSON.")] = None,
-    report_file: Annotated[Optional[Path], typer.Option("--report", help="Write one HTML page: the verdict, curves, tables, the worst images.")] = None,
+    model: o.EvaluatedModel = None,
+    scores: o.EvaluatedScores = None,
+    images: o.EvaluatedImages = None,
+    labels: o.Labels = None,
+    min_auroc: o.MinAuroc = None,
+    max_false_alarm: o.MaxFalseAlarm = None,
+    max_miss: o.MaxMiss = None,
+    ablate: o.Ablate = False,
+    adapt_steps: o.AblationSteps = 0,
+    json_file: o.JsonFile = None,
+    report_file: o.ReportFile = None,
     device: DeviceOption = None,
     batch_size: BatchSize = None,
     allow_missing: AllowMissing = False,

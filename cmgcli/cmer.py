@@ -29,6 +29,8 @@ KEEP_SIZES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0)
 
 @dataclass(frozen=True)
 class SampledRelevance:
+    """Relevance of each patch and how sure it is: standard deviation of the mean."""
+
     relevance: Tensor  # (B, P) float32
     standard_error: Tensor  # (B, P) float32
 

@@ -16,7 +16,7 @@ import typer
 from cmgcli.console import reported
 from cmgcli.errors import SettingsError
 
-_NOT_IN_A_FILE = frozenset({"config", "print_config", "quiet", "verbose"})
+_NOT_IN_A_FILE = frozenset({"config", "print_config", "resume", "quiet", "verbose"})
 
 
 def adopt(context: typer.Context, path: Optional[Path]) -> Optional[Path]:

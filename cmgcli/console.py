@@ -149,6 +149,7 @@ def given(**options: Any) -> dict[str, Any]:
 
 
 def parse_keep(keep: str | None) -> float | str | None:
+    """What --keep says: auto, a share, or None where it was not given; SettingsError for anything else."""
     if keep is None or keep == "auto":
         return keep
     try:
@@ -181,7 +182,25 @@ def output(path: Path | None, *, append: bool = False) -> Iterator[Any]:
         raise OutputError(f"{path} cannot be written to its end ({error.strerror}); choose another --out") from error
 
 
+@contextmanager
+def training_state(out: Path, resume: bool) -> Iterator[Path]:
+    """The file beside the model that keeps the state of the head's training until the model is written."""
+    state = out.with_name(f"{out.name}.training")
+    if resume and not state.exists():
+        say(f"nothing to resume: there is no {state}")
+    elif not resume:
+        state.unlink(missing_ok=True)
+    try:
+        yield state
+    except KeyboardInterrupt:
+        if state.exists():
+            say(f"{state} has the training so far; --resume goes on from there")
+        raise
+    state.unlink(missing_ok=True)
+
+
 def make_directory(path: Path) -> Path:
+    """The directory, made with those above it where it is missing; OutputError where that cannot be."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -261,6 +261,15 @@ def _blur(scene: Scene, rng: np.random.Generator, strength: float) -> Patch:
     return Patch(top, left, pixels, alpha)
 
 
+def _missing_print(scene: Scene, rng: np.random.Generator, strength: float) -> Patch:
+    """Where the ground shows in place of what was printed, woven or etched: what is thinner than a wide median is gone."""
+    top, left, alpha = _blob(scene, rng, area=_area(scene, rng, 1e-3, 0.05), ragged=0.2, soft=0.15)
+    old = scene.image[top : top + alpha.shape[0], left : left + alpha.shape[1]]
+    wide = int(np.clip(max(scene.allowed.shape) / 16, 7, 63)) | 1
+    ground = cv2.medianBlur(np.ascontiguousarray(old), wide).astype(np.float32)
+    return Patch(top, left, ground, alpha * np.float32(0.5 + 0.5 * strength))
+
+
 def _dent(scene: Scene, rng: np.random.Generator, strength: float) -> Patch:
     """A smooth hollow: the surface is drawn together towards its middle, one flank is lit, the other shaded."""
     top, left, alpha = _blob(scene, rng, area=_area(scene, rng, 6e-4, 0.06), ragged=0.1, soft=1.2, stretch=0.4)
@@ -325,4 +334,5 @@ def _blend(scene: Scene, rng: np.random.Generator, strength: float) -> Patch:
 DRAWERS: dict[str, Callable[[Scene, np.random.Generator, float], Patch]] = {
     "scratch": _scratch, "crack": _crack, "chip": _chip, "pits": _pits, "stain": _stain, "smear": _smear, "dent": _dent,
     "uneven": _uneven, "blur": _blur, "fibre": _fibre, "cut-paste": _cut_paste, "blend": _blend, "scuff": _scuff,
+    "missing print": _missing_print,
 }  # fmt: skip

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmgcli.adapt import DefectHead
 from cmgcli.calibrate import Calibration
 from cmgcli.cmle import GuidedSpace, Structure, caption_weights, residual_norm
+from cmgcli.head import DefectHead
 
 PARTS = ("image_score", "patch_score", "head_score")
 TOP_SHARE = 0.01
@@ -37,6 +37,8 @@ class Settings:
     ridge: float
     bank_size: int
     latent_dim: int | None
+    adapt_steps: int  # the most; 0: no defect head
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,7 @@ class BankBuilder:
         self.sizes[group] = len(self.buffers[group][0])
 
     def build(self) -> PatchBank:
+        """The bank of what was added, within the budget."""
         for group, size in enumerate(self.sizes):
             if size > self.share:
                 self._reduce(group)

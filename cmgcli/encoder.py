@@ -46,6 +46,7 @@ class TokenGather(nn.Module):
         self.index: Tensor | None = None  # (B, K) int64, patch numbers
 
     def forward(self, tokens: Tensor) -> Tensor:  # (B, 1 + P, W)
+        """The class token and the chosen patch tokens (B, 1 + K, W); all of them where nothing is chosen."""
         if self.index is None:
             return tokens
         index = self.index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])  # (B, K, W)

@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 
 from cmgcli.dataset import Record, test_records, training_records
-from cmgcli.encoder import Encoder
 from cmgcli.errors import DatasetError
 from cmgcli.exhibits import Worst, exhibit, shrink
 from cmgcli.figures import evaluation_of, labelled
@@ -100,7 +99,6 @@ def ablate(
     labels: Path | str | None = None,
     *,
     adapt_steps: int = 0,
-    seed: int = 0,
     allow_missing: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Evaluation]:
@@ -120,20 +118,11 @@ def ablate(
         for name, (cmer, cmle) in VARIANTS.items():
             title = f"{name} with head" if steps else name
             stage = (lambda what, done, total, title=title: progress(f"{title}: {what}", done, total)) if progress else None
-            variant = _variant(train, model, cmer, cmle, steps, seed, stage)
+            variant = _variant(train, model, cmer, cmle, steps, stage)
             table[title] = evaluate_records(variant, test, progress=stage)
     return table
 
 
-def _variant(train: Sequence[Record], model: Model, cmer: bool, cmle: bool, steps: int, seed: int, progress) -> Model:
-    encoder: Encoder = model.encoder
-    return fit_records(
-        train,
-        encoder,
-        replace(model.detector.settings, cmer=cmer, cmle=cmle),
-        adapt_steps=steps,
-        false_alarm=model.detector.calibration.false_alarm,
-        batch_size=BATCH,
-        seed=seed,
-        progress=progress,
-    )
+def _variant(train: Sequence[Record], model: Model, cmer: bool, cmle: bool, steps: int, progress: Progress | None) -> Model:
+    settings = replace(model.detector.settings, cmer=cmer, cmle=cmle, adapt_steps=steps)
+    return fit_records(train, model.encoder, settings, false_alarm=model.detector.calibration.false_alarm, progress=progress)

@@ -33,10 +33,12 @@ class Worst:
 
     @property
     def misses(self) -> tuple[Exhibit, ...]:
+        """The anomalous cases with the lowest scores, lowest first."""
         return tuple(exhibit for _, exhibit in self._kept[True])
 
     @property
     def false_alarms(self) -> tuple[Exhibit, ...]:
+        """The good cases with the highest scores, highest first."""
         return tuple(exhibit for _, exhibit in self._kept[False])
 
 

@@ -3,7 +3,6 @@
 Files are read by Python and decoded by OpenCV from memory, so that any file name works.
 """
 
-import contextlib
 import functools
 import glob
 import logging
@@ -11,7 +10,6 @@ import os
 import re
 import stat
 import struct
-import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import numpy as np
 
 from cmgcli.containers import Container, inspect
 from cmgcli.errors import ImageError, InputError, OutputError
+from cmgcli.files import write_whole
 from cmgcli.jpeg import check_length
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
@@ -136,14 +135,9 @@ def write_png(path: str | os.PathLike[str], array: np.ndarray) -> None:
         raise ValueError(f"expected (H, W) or (H, W, 3) of uint8 or uint16, got {array.shape} of {array.dtype}")
     pixels = np.ascontiguousarray(array[..., ::-1] if array.ndim == 3 else array)  # OpenCV keeps BGR
     _, data = _opencv().imencode(".png", pixels)
-    path = Path(path)
-    partial = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
+        write_whole(Path(path), data.tobytes(), durable=False)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise OutputError(f"{str(path)!r} cannot be written: {error.strerror}") from error
 
 

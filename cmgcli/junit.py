@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from cmgcli.errors import OutputError
+from cmgcli.files import write_whole
 from cmgcli.rows import Row
 from cmgcli.verdict import Gate, Threshold, Verdict, printable
 
@@ -37,7 +38,10 @@ def write_junit(verdict: Verdict, path: Path, *, threshold: Threshold, began: da
         element.set("time", f"{seconds:.3f}")
     root.append(suite)
     ET.indent(root)
-    _replace(path, ET.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n")
+    try:
+        write_whole(path, ET.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n")
+    except OSError as error:
+        raise OutputError(f"cannot write {path} ({error.strerror}); choose another --junit") from error
 
 
 def _image(row: Row, threshold: Threshold) -> ET.Element:
@@ -63,15 +67,3 @@ def _gate(gate: Gate) -> ET.Element:
         ET.SubElement(case, "failure", type="gate", message=gate.failure)
     return case
 
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        if path.exists() and not path.is_file():  # a pipe or /dev/stdout: a rename would put a file in its place
-            path.write_bytes(content)
-            return
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path} ({error.strerror}); choose another --junit") from error

@@ -160,6 +160,7 @@ class PixelTally:
 
     @property
     def defect_pixels(self) -> int:
+        """How many pixels of a defect were added."""
         return int(self._defect.sum())
 
     def auroc(self) -> float:

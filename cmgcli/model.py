@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from cmgcli import checkpoint
-from cmgcli.adapt import head_map
 from cmgcli.detector import Detector, Settings, top_mean
 from cmgcli.encoder import Encoder, load_encoder
 from cmgcli.errors import CheckpointError, ImageError
+from cmgcli.head import head_map
 from cmgcli.loader import BATCH, decoded
 from cmgcli.rows import Row
 from cmgcli.view import View, look

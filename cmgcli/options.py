@@ -79,6 +79,9 @@ PrintConfig = Annotated[
     bool,
     typer.Option("--print-config", help="Print all options as they would take effect, as YAML that --config reads, and exit.", rich_help_panel=OUTPUT),
 ]
+FitResume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the head's training where a fit of the same images and settings broke off.", rich_help_panel=OUTPUT)
+]
 ModelOut = Annotated[Path, typer.Option(help="Model file to write.", rich_help_panel=OUTPUT)]
 MaskOut = Annotated[Path, typer.Option(help="Directory to write.", show_default=False, rich_help_panel=OUTPUT)]
 EncoderOption = Annotated[
@@ -95,7 +98,7 @@ Cmle = Annotated[
     Optional[bool], typer.Option("--cmle/--no-cmle", help="Let the captions guide the latent space.", show_default="cmle", rich_help_panel=METHOD)
 ]
 Adapt = Annotated[Optional[bool], typer.Option("--adapt/--no-adapt", help="Train the defect head.", show_default="adapt", rich_help_panel=METHOD)]
-AdaptSteps = Annotated[Optional[int], typer.Option(min=1, help="Training steps of the defect head.", show_default="150", rich_help_panel=METHOD)]
+AdaptSteps = Annotated[Optional[int], typer.Option(min=1, help="Most training steps of the defect head; fewer where it learns no more.", show_default="400", rich_help_panel=METHOD)]
 RelevanceOption = Annotated[
     Optional[Relevance],
     typer.Option(help="Relevance estimator of CMER.", show_default="fast where the encoder allows, else sampled", rich_help_panel=METHOD),
@@ -144,4 +147,30 @@ FailOnAnomaly = Annotated[bool, typer.Option("--fail-on-anomaly", help="Exit wit
 MaxAnomalies = Annotated[
     Optional[str],
     typer.Option(metavar="N|P%", help="Exit with 1 if more images are anomalous: a count such as 3, or a share of the readable ones such as 2%.", rich_help_panel=GATES),
+]
+
+# ---- eval
+
+EvaluatedModel = Annotated[Optional[Path], typer.Option("--model", help="Model file made by cmg fit.", show_default=False, rich_help_panel=INPUT)]
+EvaluatedScores = Annotated[
+    Optional[Path], typer.Option("--scores", help="Scores file made by cmg score, instead of a model.", show_default=False, rich_help_panel=INPUT)
+]
+EvaluatedImages = Annotated[
+    Optional[Path],
+    typer.Option("--images", help="Directory of the images; with --scores only to show some of them.", show_default=False, rich_help_panel=INPUT),
+]
+Labels = Annotated[
+    Optional[Path],
+    typer.Option(help="Dataset file with a label column, and mask where pixels are judged.", show_default="folder layout", rich_help_panel=INPUT),
+]
+MinAuroc = Annotated[Optional[float], typer.Option(help="Exit with 1 if the image AUROC is lower.", rich_help_panel=GATES)]
+MaxFalseAlarm = Annotated[Optional[float], typer.Option(help="Exit with 1 if a larger share of the good images is flagged.", rich_help_panel=GATES)]
+MaxMiss = Annotated[Optional[float], typer.Option(help="Exit with 1 if a larger share of the bad images is missed.", rich_help_panel=GATES)]
+Ablate = Annotated[bool, typer.Option("--ablate", help="Also fit and evaluate baseline, +CMER, +CMLE and CMG.", rich_help_panel=METHOD)]
+AblationSteps = Annotated[
+    int, typer.Option(min=0, help="With --ablate: also each with the defect head, trained for so many steps.", rich_help_panel=METHOD)
+]
+JsonFile = Annotated[Optional[Path], typer.Option("--json", help="Write all metrics as JSON.", rich_help_panel=OUTPUT)]
+ReportFile = Annotated[
+    Optional[Path], typer.Option("--report", help="Write one HTML page: the verdict, curves, tables, the worst images.", rich_help_panel=OUTPUT)
 ]

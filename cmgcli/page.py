@@ -7,9 +7,7 @@ the page itself forbids scripts and the network.
 from __future__ import annotations
 
 import base64
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmgcli.charts import charts
 from cmgcli.errors import OutputError
+from cmgcli.files import write_whole
 from cmgcli.report import Evaluation, Gate, Group, Rate, percent
 
 if TYPE_CHECKING:
@@ -44,21 +43,10 @@ class Page:
 
 def write_page(page: Page, path: Path) -> None:
     """Write the page to a temporary file beside `path`, then rename it. Raises OutputError where that cannot be done."""
-    content = render(page).encode()
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
-            file.write(content)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
+        write_whole(path, render(page).encode())
     except OSError as error:
         raise OutputError(f"the report could not be written to {path} ({error.strerror}); choose another --report") from error
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
 
 
 def render(page: Page) -> str:
@@ -121,6 +109,7 @@ def gate_sentence(gates: tuple[Gate, ...]) -> str:
 
 
 def interval(rate: Rate) -> str:
+    """The 95 % interval in words for people: `1.2 to 3.4 %`."""
     return f"{100 * rate.low:.1f} to {percent(rate.high)}"
 
 

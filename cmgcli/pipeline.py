@@ -7,34 +7,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from cmgcli import defects
-from cmgcli.adapt import DefectHead, Scene, patch_mask_to, train_head
+from cmgcli.adapt import Drawn, Scene, draw_defects, train_head
 from cmgcli.calibrate import calibrate, split
 from cmgcli.cmer import entropy
 from cmgcli.cmle import ResidualMoments, guided_space, structure_matrix, uniform_structure
 from cmgcli.dataset import Record, read_dataset, training_records
-from cmgcli.detector import BankBuilder, Blend, Detector, Language, PatchBank, Settings, fit_blend
+from cmgcli.detector import BankBuilder, Blend, Detector, Language, PatchBank, Settings
 from cmgcli.encoder import Encoder, load_encoder
 from cmgcli.errors import DatasetError, ImageError
+from cmgcli.head import DefectHead
+from cmgcli.heldout import Progress, drawn_auroc, read_all, weigh
 from cmgcli.loader import BATCH, ImageStore, decoded
-from cmgcli.model import Model, judge, look_by, look_with
+from cmgcli.model import Model, look_by
 from cmgcli.pretrained_head import load_head
 from cmgcli.rows import MaskRow
 from cmgcli.view import View, choose_relevance, look
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int], None]
 FEWEST_TO_TUNE = 4
-DRAWN_PER_IMAGE = 2
 
 
 def read_records(
@@ -57,7 +57,7 @@ def fit(
     cmer: bool = True,
     cmle: bool = True,
     adapt: bool = True,
-    adapt_steps: int = 150,
+    adapt_steps: int = 400,
     false_alarm: float = 0.01,
     relevance: str | None = None,
     keep: float | str = "auto",
@@ -68,6 +68,7 @@ def fit(
     batch_size: int = BATCH,
     seed: int = 0,
     allow_missing: bool = False,
+    snapshot: Path | None = None,
     progress: Progress | None = None,
 ) -> Model:
     """Learn what normal looks like from normal images and their captions.
@@ -76,11 +77,12 @@ def fit(
         images: directory of the images; captions: dataset file, None for a folder layout; caption: one for all images.
         encoder: see `encoder.load_encoder`. device: auto, cpu or cuda.
         cmer, cmle: without them every patch is kept, or every caption says the same; without both: the image-only baseline.
-        adapt: train the defect head, for ``adapt_steps`` steps.
+        adapt: train the defect head, for at most ``adapt_steps`` steps.
         false_alarm: the promised share of good images called anomalous.
         relevance: fast, sampled or occlusion; None takes the best that the encoder allows cheaply.
         keep: share of patches that CMER keeps, or auto. neighbours, ridge: see `cmle.structure_matrix`.
         bank_size: patches in memory. latent_dim: truncates the guided space; None keeps all directions.
+        snapshot: a file for the state of the head's training; a fit broken off goes on from it. None keeps no state.
         progress: called with a stage, what is done of it and its total.
     Raises:
         CmgError: input, settings or weights that cannot be used.
@@ -101,17 +103,10 @@ def fit(
         ridge=ridge,
         bank_size=bank_size,
         latent_dim=latent_dim,
-    )
-    return fit_records(
-        records,
-        tower,
-        settings,
         adapt_steps=adapt_steps if adapt else 0,
-        false_alarm=false_alarm,
-        batch_size=batch_size,
         seed=seed,
-        progress=progress,
     )
+    return fit_records(records, tower, settings, false_alarm=false_alarm, batch_size=batch_size, snapshot=snapshot, progress=progress)
 
 
 def fit_records(
@@ -119,42 +114,30 @@ def fit_records(
     encoder: Encoder,
     settings: Settings,
     *,
-    adapt_steps: int,
     false_alarm: float,
-    batch_size: int,
-    seed: int,
+    batch_size: int = BATCH,
+    snapshot: Path | None = None,
     progress: Progress | None = None,
 ) -> Model:
     """`fit` on records that are read and an encoder that is loaded: split, embed, train the head, blend, calibrate."""
     report = progress or (lambda stage, done, total: None)
-    parts = split(len(records), false_alarm=false_alarm, seed=seed)
+    parts = split(len(records), false_alarm=false_alarm, seed=settings.seed)
     chosen = [records[i] for i in parts.fit]
     language, bank, keeps = _embed(chosen, encoder, settings, batch_size, report)
     head = None
-    if adapt_steps > 0:
-        head = _adapt(chosen, keeps, encoder, settings, adapt_steps, seed, report)
+    if settings.adapt_steps > 0:
+        held = [records[i] for i in parts.tune]
+        head = _adapt(chosen, held, keeps, language, encoder, settings, snapshot, report)
     empty = calibrate([], [], false_alarm=false_alarm)
     flat = Blend(np.zeros(3), np.ones(3), np.array([0.5, 0.5, 0.0]))
     draft = Model(Detector(settings, language, bank, head, flat, np.array([[0.0, 1.0]] * 2), empty, len(chosen)), encoder)
 
     # the calibration images must not be touched here, or the promise of the threshold would be void
     enough = len(parts.tune) >= FEWEST_TO_TUNE
-    draft = _tune(draft, [records[i] for i in parts.tune] if enough else chosen, not enough, batch_size, seed, report)
+    draft = weigh(draft, [records[i] for i in parts.tune] if enough else chosen, not enough, batch_size, report)
     scores, groups = _calibration_scores(draft, [records[i] for i in parts.calibration], batch_size, report)
     calibration = calibrate(scores, groups, false_alarm=false_alarm)
     return replace(draft, detector=replace(draft.detector, calibration=calibration))
-
-
-def _read_all(records: Sequence[Record], batch_size: int) -> Iterator[tuple[list[Record], list[np.ndarray]]]:
-    """Batches of records with their images; a training image that cannot be read ends the fit, by name."""
-    start = 0
-    for batch in decoded([record.path for record in records], batch_size=batch_size):
-        images = [image for _, image in batch]
-        for image in images:
-            if isinstance(image, ImageError):
-                raise ImageError(f"{image}; a model is fitted on sound images only, mend or remove it")
-        yield list(records[start : start + len(batch)]), images
-        start += len(batch)
 
 
 def _embed(
@@ -172,7 +155,7 @@ def _embed(
     builder = BankBuilder(len(names) if settings.cmle else 1, budget=settings.bank_size)
     keeps: list[np.ndarray] = []
     on_device = text.to(encoder.device)
-    for rows, images in _read_all(chosen, batch_size):
+    for rows, images in read_all(chosen, batch_size):
         captions = torch.tensor([number[record.text] for record in rows])
         views = look_by(encoder, settings, images, lambda _, c=captions: on_device[c.to(encoder.device)])
         moments.add(torch.stack([view.embedding for view in views]), captions)
@@ -186,62 +169,44 @@ def _embed(
 
 
 def _adapt(
-    chosen: Sequence[Record], keeps: Sequence[np.ndarray], encoder: Encoder, settings: Settings, steps: int, seed: int, report: Progress
+    chosen: Sequence[Record],
+    held: Sequence[Record],
+    keeps: Sequence[np.ndarray],
+    language: Language,
+    encoder: Encoder,
+    settings: Settings,
+    snapshot: Path | None,
+    report: Progress,
 ) -> DefectHead:
+    """Train the head on the chosen images; the held-out ones say when it has learnt enough."""
     store = ImageStore([record.path for record in chosen])
+
+    def sample(rng: np.random.Generator) -> Drawn:
+        i, donor = (int(k) for k in rng.integers(len(chosen), size=2))
+        return draw_defects(Scene(store[i], keeps[i]), store[donor], rng)
+
+    def told(step: int, total: int, loss: float, found: float | None) -> None:
+        report(f"training the defect head (loss {loss:.2f}" + (")" if found is None else f", AUROC of drawn defects {found:.3f})"), step, total)
+
     return train_head(
-        lambda i: Scene(store[i], keeps[i]),
-        len(chosen),
-        encoder.encode_tokens,
+        sample,
         encoder.width,
-        steps=steps,
-        seed=seed,
+        encode=encoder.encode_tokens,
+        steps=settings.adapt_steps,
+        seed=settings.seed,
         start=load_head(encoder),
         device=encoder.device.type,
-        progress=lambda step, total, loss: report(f"training the defect head (loss {loss:.2f})", step, total),
+        validate=drawn_auroc(held, language, encoder, settings) if len(held) >= FEWEST_TO_TUNE else None,
+        snapshot=snapshot,
+        snapshot_key=_key(chosen, settings),
+        progress=told,
     )
 
 
-def _tune(model: Model, records: Sequence[Record], mirrored: bool, batch_size: int, seed: int, report: Progress) -> Model:
-    """Standardise and weight the parts on held-out normals, the same with drawn defects, and the same under a wrong caption.
-
-    Where too few images are held out, the mirror images of those that were fitted stand in.
-    """
-    rng = np.random.default_rng(seed)
-    language = model.detector.language
-    normal, drawn, wrong, peaks = [], [], [], []
-    done = 0
-    for rows, images in _read_all(records, batch_size):
-        images = [np.ascontiguousarray(image[:, ::-1]) for image in images] if mirrored else images
-        texts = list(model.encoder.encode_text([record.text for record in rows]).cpu())
-        views = look_with(model, images, texts)
-        weights = [language.weights_of(text) for text in texts]
-        judged = [judge(model.detector, view, w) for view, w in zip(views, weights, strict=True)]
-        normal += [parts.values for parts in judged]
-        peaks += [(parts.patch_map.max(), np.nan if parts.head_map is None else parts.head_map.max()) for parts in judged]
-        for _ in range(DRAWN_PER_IMAGE):
-            broken = [_with_defect(view, rng) for view in views]
-            drawn += [judge(model.detector, v, w).values for v, w in zip(look_with(model, broken, texts), weights, strict=True)]
-        if len(language.captions) > 1 and language.guided:
-            others = [_other_caption(language, record.text, rng) for record in rows]
-            swapped = look_with(model, images, [language.text[u] for u in others])
-            wrong += [judge(model.detector, v, language.rows[u]).values for v, u in zip(swapped, others, strict=True)]
-        done += len(rows)
-        report("weighing the parts of the score", done, len(records))
-    reference = np.array([[np.median(column), max(float(np.std(column)), 1e-6)] for column in np.array(peaks).T])
-    blend = fit_blend(np.array(normal), [np.array(kind) for kind in (drawn, wrong) if kind])
-    return replace(model, detector=replace(model.detector, blend=blend, map_reference=reference))
-
-
-def _with_defect(view: View, rng: np.random.Generator) -> np.ndarray:
-    """The view's image (H, W, 3) uint8 with a defect in the kept area, rather visible than not."""
-    allowed = patch_mask_to(view.keep, *view.image.shape[:2])
-    return defects.draw(view.image, rng, allowed=allowed, strength=float(rng.random() ** 0.5)).image
-
-
-def _other_caption(language: Language, text: str, rng: np.random.Generator) -> int:
-    others = [u for u, caption in enumerate(language.captions) if caption != text]
-    return int(rng.choice(others))
+def _key(chosen: Sequence[Record], settings: Settings) -> str:
+    """What a training of the head depends on, as a digest: a snapshot of another fit must not be gone on with."""
+    files = [(str(record.path), record.path.stat().st_size, record.path.stat().st_mtime_ns, record.text) for record in chosen]
+    return hashlib.sha256(repr((settings, files)).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _calibration_scores(model: Model, records: Sequence[Record], batch_size: int, report: Progress) -> tuple[list[float], list[int]]:

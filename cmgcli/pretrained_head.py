@@ -6,22 +6,23 @@ from pathlib import Path
 
 import torch
 
-from cmgcli.adapt import DefectHead
 from cmgcli.encoder import WEIGHTS, Encoder
 from cmgcli.errors import EncoderError
+from cmgcli.head import DefectHead
 
 HEAD = "cmg-head.safetensors"
 
 
 def save_head(head: DefectHead, path: Path) -> None:
-    """Write the head's weights as fp16 safetensors."""
+    """Write the head's weights as fp16 safetensors, but for the layers that read an encoder's tokens."""
     from safetensors.torch import save_file
 
-    save_file({name: tensor.cpu().half() if tensor.is_floating_point() else tensor.cpu() for name, tensor in head.state_dict().items()}, path)
+    state = {name: tensor.cpu() for name, tensor in head.state_dict().items() if not name.startswith("token_")}
+    save_file({name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}, path)
 
 
 def load_head(encoder: Encoder) -> DefectHead:
-    """A head to start from: all of it for the built-in encoder; for another one the layers that read its tokens start anew.
+    """A head to start from; the layers that read the encoder's tokens start at zero.
 
     Raises:
         EncoderError: the weight file of the package is missing or damaged.
@@ -29,13 +30,12 @@ def load_head(encoder: Encoder) -> DefectHead:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
-        state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load_file(WEIGHTS / HEAD).items()}
-    except (OSError, SafetensorError) as error:
-        raise EncoderError(f"the defect head's weights {WEIGHTS / HEAD} are missing or damaged ({error}); install cmgcli again") from error
     torch.manual_seed(0)
     head = DefectHead(encoder.width)
-    if encoder.name != "builtin":
-        state = {name: tensor for name, tensor in state.items() if not name.startswith("token_")}
-    head.load_state_dict(state, strict=encoder.name == "builtin")
+    fresh = {name: tensor for name, tensor in head.state_dict().items() if name.startswith("token_")}
+    try:
+        state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load_file(WEIGHTS / HEAD).items()}
+        head.load_state_dict(state | fresh)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise EncoderError(f"the defect head's weights {WEIGHTS / HEAD} are missing or damaged ({error}); install cmgcli again") from error
     return head

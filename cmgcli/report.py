@@ -75,6 +75,7 @@ class Gate:
 
     @property
     def passed(self) -> bool:
+        """Whether the figure keeps the limit."""
         return self.value >= self.limit if self.least else self.value <= self.limit
 
     @property
@@ -110,10 +111,12 @@ class Evaluation:
 
     @property
     def auroc_by_defect(self) -> dict[str, float]:
+        """The image AUROC of each kind of defect against all good images."""
         return {name: group.auroc for name, group in self.by_defect.items() if group.auroc is not None}
 
     @property
     def miss_rate_by_defect(self) -> dict[str, Rate]:
+        """The share of each kind of defect that was called normal."""
         return {name: group.miss_rate for name, group in self.by_defect.items() if group.miss_rate is not None}
 
     def as_dict(self) -> dict[str, Any]:

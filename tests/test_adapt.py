@@ -1,10 +1,14 @@
-"""The defect head learns, repeats itself, and takes any image."""
+"""The defect head learns, repeats itself, goes on where it was broken off, and stops when it no longer gets better."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from cmgcli.adapt import DefectHead, Scene, _draw_image, fit_size, head_map, patch_mask_to, standard_pixels, train_head
+from cmgcli.adapt import CHECKS, WINDOW, Scene, _checked, draw_defects, train_head
+from cmgcli.head import DefectHead, head_map, patch_mask_to
+from cmgcli.snapshot import Course
 
 GRID = (4, 4)
 WIDTH = 8
@@ -20,13 +24,17 @@ def plain(i: int, side: tuple[int, int] = (64, 80)) -> Scene:
     return Scene(image, np.ones(GRID, bool))
 
 
+def sample(rng: np.random.Generator, **scene):
+    return draw_defects(plain(int(rng.integers(4)), **scene), plain(7, **scene).image, rng)
+
+
 def train(**options) -> DefectHead:
-    return train_head(plain, 4, encode, WIDTH, **{"steps": 2, "crop": 32, "batch": 4} | options)
+    return train_head(sample, WIDTH, **{"encode": encode, "steps": 2, "crop": 32, "batch": 4} | options)
 
 
 def test_a_few_steps_find_a_gross_defect():
     seen = []
-    head = train(steps=60, progress=lambda step, steps, loss: seen.append((step, steps)))
+    head = train(steps=60, progress=lambda step, steps, loss, auroc: seen.append((step, steps)))
     assert seen == [(step, 60) for step in range(1, 61)]
     normal = plain(99).image
     broken = normal.copy()
@@ -43,7 +51,7 @@ def test_the_same_seed_gives_the_same_head():
     first, second, other = train(seed=1), train(seed=1), train(seed=2)
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name])
-    assert not torch.equal(first.stem[0].weight, other.stem[0].weight)
+    assert not torch.equal(first.stem[0][0].weight, other.stem[0][0].weight)
 
 
 def test_the_map_counts_inside_the_keep_mask_only():
@@ -60,19 +68,9 @@ def test_the_map_counts_inside_the_keep_mask_only():
 
 @pytest.mark.parametrize("side", [(1, 1), (7, 300), (33, 20)])
 def test_odd_sizes_train_and_score(side):
-    head = train_head(lambda i: plain(i, side), 1, encode, WIDTH, steps=1, crop=32, batch=2)
+    head = train(steps=1, batch=4) if side == (1, 1) else train_head(lambda rng: sample(rng, side=side), WIDTH, encode=encode, steps=1, crop=32, batch=4)
     score, heights = head_map(head, plain(0, side).image, encode([plain(0, side).image])[0], np.ones(GRID, bool))
     assert np.isfinite(score) and np.isfinite(heights).all()
-
-
-def test_a_constant_image_has_finite_pixels():
-    assert (standard_pixels(np.full((5, 5, 3), 77, np.uint8)) == 0).all()
-
-
-def test_large_images_are_bounded():
-    height, width = fit_size(12_000, 9_000, 1.0)
-    assert height * width <= 4_010_000
-    assert height / width == pytest.approx(12 / 9, rel=0.01)
 
 
 def test_what_cannot_be_seen_is_neither_defect_nor_normal():
@@ -81,15 +79,68 @@ def test_what_cannot_be_seen_is_neither_defect_nor_normal():
     keep[1:3, 1:] = True
     ignored = 0
     for seed in range(20):
-        base = Scene(plain(seed).image, keep)
-        drawn = _draw_image(base, plain(1).image, np.random.default_rng(seed))
+        drawn = draw_defects(Scene(plain(seed).image, keep), plain(1).image, np.random.default_rng(seed))
         assert (drawn.mask <= drawn.counts).all()
         ignored += int(patch_mask_to(keep, 64, 80).sum() - drawn.counts.sum())
         assert drawn.counts.sum() <= patch_mask_to(keep, 64, 80).sum()
     assert ignored > 0
 
 
+def test_in_a_large_image_the_defects_lie_in_one_window():
+    image = np.random.default_rng(0).integers(0, 255, (2 * WINDOW, 3 * WINDOW, 3), np.uint8)
+    keep = np.zeros(GRID, bool)
+    keep[3, 3] = True
+    drawn = draw_defects(Scene(image, keep), None, np.random.default_rng(1), rate=1)
+    y, x = np.nonzero(drawn.mask)
+    assert 0 < len(y) and np.ptp(y) < WINDOW and np.ptp(x) < WINDOW
+    assert drawn.mask.sum() <= drawn.counts.sum() <= keep.mean() * drawn.mask.size
+
+
 def test_a_head_goes_on_from_another():
     start = train(steps=1, seed=5)
     before = start.out.weight.clone()
     assert not torch.equal(train(steps=2, start=start).out.weight, before)
+
+
+def test_a_broken_off_training_ends_as_an_undisturbed_one(tmp_path):
+    class Crash(Exception):
+        pass
+
+    def crash(step, *_):
+        if step == CHECKS + 3:
+            raise Crash
+
+    steps, state = CHECKS + 10, tmp_path / "state"
+    whole = train(steps=steps, validate=lambda head: 0.5)
+    with pytest.raises(Crash):
+        train(steps=steps, snapshot=state, snapshot_key="a", validate=lambda head: 0.5, progress=crash)
+    seen = []
+    again = train(steps=steps, snapshot=state, snapshot_key="a", validate=lambda head: 0.5, progress=lambda step, *_: seen.append(step))
+    assert seen == list(range(CHECKS + 1, steps + 1))
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+def test_a_snapshot_of_other_settings_or_a_damaged_one_is_left_out(tmp_path, caplog):
+    state, seen = tmp_path / "state", []
+    train(steps=CHECKS + 1, snapshot=state, snapshot_key="a")
+    train(steps=1, snapshot=state, snapshot_key="b", progress=lambda step, *_: seen.append(step))
+    state.write_bytes(b"damaged")
+    train(steps=1, snapshot=state, snapshot_key="a", progress=lambda step, *_: seen.append(step))
+    assert seen == [1, 1]
+    assert "other images or settings" in caplog.text and "damaged" in caplog.text
+
+
+def test_a_flat_curve_ends_the_training_early():
+    """A curve that rises lasts the whole budget; one that is flat from the start descends at the seventh check."""
+    rising, flat, steps = iter(np.linspace(0.1, 0.9, 100)), [], 20 * CHECKS
+    course = Course(decay_from=steps // 2)
+    for check in range(1, 11):
+        course = replace(course, step=check * CHECKS)
+        course = _checked(course, next(rising))
+    assert course.decay_from == steps // 2
+    course = Course(decay_from=steps // 2)
+    for check in range(1, 11):
+        course = _checked(replace(course, step=check * CHECKS), 0.7)
+        flat.append(course.decay_from)
+    assert flat == [steps // 2] * 6 + [7 * CHECKS] * 4

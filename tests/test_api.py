@@ -16,7 +16,7 @@ PACKAGE = Path(cmgcli.__file__).parent
 TALK = {"quiet", "verbose"}
 ENGINES = {
     # command: its engine, the options only the command has, the parameters only the engine has
-    cli.fit: (pipeline.fit, {"config", "print_config", "out"}, {"progress"}),
+    cli.fit: (pipeline.fit, {"config", "print_config", "out", "resume"}, {"snapshot", "progress"}),
     cli.mask: (pipeline.mask, {"out"}, set()),
     cli.evaluate: (
         evaluation.evaluate,

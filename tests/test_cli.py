@@ -239,3 +239,30 @@ def test_an_interrupt_leaves_whole_rows_to_go_on_from(small_line, model_file, tm
     assert [row.file for row in read_scores(out)] == images[:3]
     assert cmg_here(*command, "--resume", *images).returncode == 0
     assert [row.file for row in read_scores(out)] == images
+
+
+def test_a_fit_that_is_interrupted_goes_on(small_line, tmp_path, monkeypatch):
+    from cmgcli import adapt
+
+    save, saved = adapt.save_snapshot, []
+
+    def save_and_interrupt(*arguments):
+        save(*arguments)
+        saved.append(arguments)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("cmgcli.adapt.CHECKS", 2)
+    fit = ("fit", "--images", small_line, "--captions", small_line / "metadata.csv", "--adapt-steps", 7, "--device", "cpu", "--out")
+    assert cmg_here(*fit, tmp_path / "whole.cmg").returncode == 0
+    monkeypatch.setattr("cmgcli.adapt.save_snapshot", save_and_interrupt)
+    state = tmp_path / "m.cmg.training"
+    run = cmg_here(*fit, tmp_path / "m.cmg")
+    assert run.returncode == 130 and f"{state} has the training so far" in run.err
+    assert not (tmp_path / "m.cmg").exists()
+    run = cmg_here(*fit, tmp_path / "m.cmg", "--resume")
+    assert run.returncode == 0 and "nothing to resume" not in run.err
+    assert len(saved) == 3  # after 2, 4 and 6 steps of 7
+    assert (tmp_path / "m.cmg").read_bytes() == (tmp_path / "whole.cmg").read_bytes()
+    assert not state.exists()
+    assert "nothing to resume" in cmg_here(*fit, tmp_path / "m.cmg", "--resume").err

@@ -188,3 +188,29 @@ def test_saving_replaces_the_file_at_once_or_not_at_all(small_model, tmp_path):
 def test_the_same_seed_gives_the_same_model(small_line, small_model, rows):
     again = cmgcli.fit(small_line, small_line / "metadata.csv", false_alarm=0.1, adapt_steps=4, device="cpu")
     assert list(again.score(test_images(small_line), captions_of(small_line))) == rows
+
+
+def test_a_fit_broken_off_goes_on_where_its_head_was(small_line, tmp_path, monkeypatch):
+    class Crash(Exception):
+        pass
+
+    def crash(stage, done, total):
+        if "head" in stage and done == 6:
+            raise Crash
+
+    monkeypatch.setattr("cmgcli.adapt.CHECKS", 4)
+    options = {"false_alarm": 0.1, "adapt_steps": 8, "device": "cpu"}
+    whole = cmgcli.fit(small_line, small_line / "metadata.csv", **options)
+    with pytest.raises(Crash):
+        cmgcli.fit(small_line, small_line / "metadata.csv", snapshot=tmp_path / "state", progress=crash, **options)
+    steps = []
+    again = cmgcli.fit(
+        small_line,
+        small_line / "metadata.csv",
+        snapshot=tmp_path / "state",
+        progress=lambda stage, done, total: steps.append(done) if "head" in stage else None,
+        **options,
+    )
+    assert steps == [5, 6, 7, 8]
+    for name, tensor in whole.detector.head.state_dict().items():
+        assert torch.equal(tensor, again.detector.head.state_dict()[name]), name

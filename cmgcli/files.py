@@ -1,0 +1,39 @@
+"""Files that are whole or not there."""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+from pathlib import Path
+
+
+def write_whole(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write to a temporary file beside `path`, then rename: a crash leaves the old file or the new one. Raises OSError.
+
+    A pipe or a device (`/dev/stdout`) is written to as it is. `durable` waits for the disk, so that a loss of power
+    leaves a whole file too; what is one of many and cheap to make again need not.
+    """
+    if path.exists() and not path.is_file():
+        path.write_bytes(content)
+        return
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:32]}.", suffix=".part", delete=False) as file:
+            temporary = file.name
+            file.write(content)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+@functools.cache
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

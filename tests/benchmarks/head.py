@@ -1,0 +1,157 @@
+"""The defect head on real surfaces: how fast it learns, from what, and whether it learns "defect" or the list of drawings.
+
+    python -m tests.benchmarks.head --data DIR [--steps 400] [curve inputs start kinds keep]
+
+DIR holds `metadata.csv` with splits and labels. Half of the good training images train, a quarter is held out for drawn
+defects; labelled test images, where there are any, give the figure on real defects. No choice is made by the latter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cmgcli import defects
+from cmgcli.adapt import Scene, draw_defects, train_head
+from cmgcli.dataset import Record, read_dataset, test_records, training_records
+from cmgcli.encoder import Encoder, load_encoder
+from cmgcli.head import DefectHead, head_map
+from cmgcli.images import read_image
+from cmgcli.metrics import auroc
+from cmgcli.pretrained_head import load_head
+from cmgcli.view import View, look
+
+FAMILIES = {
+    "lines": ("scratch", "crack", "fibre", "scuff"),
+    "spots": ("chip", "pits", "stain", "dent"),
+    "areas": ("uneven", "blur", "smear", "missing print"),
+    "pieces": ("cut-paste", "blend"),
+}
+
+
+class Blind(DefectHead):
+    """A head that sees the tokens only."""
+
+    def forward(self, pixels: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
+        return super().forward(torch.zeros_like(pixels), tokens)
+
+
+class Bench:
+    """Images and their views, computed once and shared by all trials."""
+
+    def __init__(self, folder: Path, steps: int) -> None:
+        records = read_dataset(folder, folder / "metadata.csv").records
+        train = training_records(records)
+        order = np.random.default_rng(0).permutation(len(train))
+        self.encoder, self.steps = load_encoder("builtin"), steps
+        self.fit = self._views([train[i] for i in order[: len(train) // 2]])
+        self.held = self._views([train[i] for i in order[len(train) // 2 : 3 * len(train) // 4]][:96])
+        self.test_records = test_records(records)
+        self.test = self._views(self.test_records)
+        rng = np.random.default_rng(1)
+        self.kinds = np.array([defects.KINDS[i % len(defects.KINDS)] for i in range(len(self.held))])
+        self.drawn = [defects.draw(v.image, rng, kind=k, strength=float(rng.random() ** 0.5)).image for v, k in zip(self.held, self.kinds, strict=True)]
+
+    def _views(self, records: Sequence[Record]) -> list[View]:
+        encoder: Encoder = self.encoder
+        views: list[View] = []
+        for start in range(0, len(records), 16):
+            batch = records[start : start + 16]
+            text = encoder.encode_text([record.text for record in batch])
+            images = [read_image(record.path) for record in batch]
+            views += look(encoder, images, lambda _, text=text: text, layers=encoder.feature_layers, relevance="fast", keep="auto")
+        return views
+
+    def trial(
+        self,
+        name: str,
+        *,
+        steps: int = 0,
+        pixels: bool = True,
+        tokens: bool = True,
+        fresh: bool = False,
+        keep: bool = True,
+        kinds: Sequence[str] = defects.KINDS,
+    ) -> None:
+        """Train one head and print what it finds."""
+        started, steps = time.time(), steps or self.steps
+        everywhere = np.ones(self.encoder.grid, bool)
+
+        def sample(rng: np.random.Generator):
+            view, donor = (self.fit[int(i)] for i in rng.integers(len(self.fit), size=2))
+            return draw_defects(Scene(view.image, view.keep if keep else everywhere), donor.image, rng, kinds=kinds)
+
+        head = train_head(
+            sample,
+            self.encoder.width,
+            encode=self.encoder.encode_tokens if tokens else None,
+            steps=steps,
+            start=self._start(pixels, fresh),
+            device=self.encoder.device.type,
+        )
+        seconds = time.time() - started
+        print(f"{name}: {steps} steps, {seconds / 60:.1f} min; {self._found(head, keep, kinds)}; {self._real(head, keep)}", flush=True)
+
+    def _start(self, pixels: bool, fresh: bool) -> DefectHead | None:
+        if not pixels:
+            torch.manual_seed(0)
+            return Blind(self.encoder.width)
+        return None if fresh else load_head(self.encoder)
+
+    def _score(self, head: DefectHead, view: View, image: np.ndarray, keep: bool) -> float:
+        return head_map(head, image, self._tokens(view, image), view.keep if keep else np.ones_like(view.keep))[0]
+
+    def _tokens(self, view: View, image: np.ndarray) -> torch.Tensor:
+        return view.tokens if image is view.image else self.encoder.encode_tokens([image])[0].cpu()
+
+    def _found(self, head: DefectHead, keep: bool, kinds: Sequence[str]) -> str:
+        calm = np.array([self._score(head, view, view.image, keep) for view in self.held])
+        broken = np.array([self._score(head, view, image, keep) for view, image in zip(self.held, self.drawn, strict=True)])
+        unseen = ~np.isin(self.kinds, kinds)
+        text = f"drawn {against(calm, broken[~unseen]):.3f}"
+        return text + (f", kinds left out {against(calm, broken[unseen]):.3f}" if unseen.any() else "")
+
+    def _real(self, head: DefectHead, keep: bool) -> str:
+        if not self.test:
+            return "no labelled images"
+        scores = np.array([self._score(head, view, view.image, keep) for view in self.test])
+        names = np.array([record.defect if record.label else "" for record in self.test_records])
+        each = [f"{name} {against(scores[names == ''], scores[names == name]):.2f}" for name in sorted(set(names) - {""})]
+        return f"real {against(scores[names == ''], scores[names != '']):.3f} ({', '.join(each)})"
+
+
+def against(calm: np.ndarray, broken: np.ndarray) -> float:
+    """AUROC of broken against calm."""
+    return auroc(np.repeat([0, 1], [len(calm), len(broken)]), np.r_[calm, broken])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("what", nargs="*", default=["curve", "inputs", "start", "kinds", "keep"])
+    args = parser.parse_args()
+    bench = Bench(args.data, args.steps)
+    if "curve" in args.what:
+        for steps in (100, 300, 1000, 3000):
+            bench.trial("learning curve", steps=steps)
+    if "inputs" in args.what:
+        bench.trial("pixels and tokens")
+        bench.trial("pixels only", tokens=False)
+        bench.trial("tokens only", pixels=False)
+    if "start" in args.what:
+        bench.trial("from scratch", fresh=True)
+    if "kinds" in args.what:
+        for family, left_out in FAMILIES.items():
+            bench.trial(f"without {family}", kinds=[kind for kind in defects.KINDS if kind not in left_out])
+    if "keep" in args.what:
+        bench.trial("without the keep mask", keep=False)
+
+
+if __name__ == "__main__":
+    main()
