@@ -46,9 +46,11 @@ def reported() -> Iterator[None]:
 
 
 def start_messages(*, quiet: bool = False, verbose: bool = False) -> None:
-    """Let the package's log speak on stderr."""
+    """Let the package's log speak on stderr; what libraries say of their own retries is in the error that ends them."""
     import logging
 
+    logging.getLogger().addHandler(logging.NullHandler())
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("cmg: %(message)s"))
     logger = logging.getLogger("cmgcli")

@@ -16,6 +16,8 @@ _WARM_AT = (0.0, 1.0, 1.5, 2.0)  # in units of high - low
 LEVEL_OF_ZERO = 32768  # of a written anomaly map; see `map_levels`
 LEVELS_PER_UNIT = 1024
 
+_LONGEST_STEM = 220  # bytes
+
 
 def heat(values: np.ndarray, *, low: float, high: float) -> np.ndarray:
     """Colour (H, W) values from black (`low` and below) over red to pale yellow (`high` and above): uint8 RGB.
@@ -121,8 +123,11 @@ def write_map_pictures(directory: Path, stem: str, image: np.ndarray, anomaly_ma
 
 
 def unused_stem(file: str, used: set[str]) -> str:
-    """The file's stem, to name its pictures by, with a number where an earlier file of the run had the same."""
-    stem = name = Path(file).stem.encode("utf-8", "replace").decode()
+    """The file's stem, to name its pictures by, with a number where an earlier file of the run had the same.
+
+    Of a long stem as much as leaves room for the picture's own ending in 255 bytes, what file systems allow.
+    """
+    stem = name = Path(file).stem.encode("utf-8", "replace")[:_LONGEST_STEM].decode("utf-8", "ignore")
     number = 2
     while name in used:
         name, number = f"{stem}-{number}", number + 1
