@@ -194,7 +194,7 @@ def _adapt(
         encode=encoder.encode_tokens,
         steps=settings.adapt_steps,
         seed=settings.seed,
-        start=load_head(encoder),
+        start=load_head(encoder.width),
         device=encoder.device.type,
         validate=drawn_auroc(held, language, encoder, settings) if len(held) >= FEWEST_TO_TUNE else None,
         snapshot=snapshot,

@@ -1,6 +1,7 @@
 """Train the defect head that `cmg fit` starts from: drawn defects on scenes of the line and on photographs of materials.
 
-    python examples/builtin_encoder/train_head.py --materials DIR --steps 14000
+    python examples/builtin_encoder/train_head.py --materials DIR --steps 6000
+    python examples/builtin_encoder/train_head.py --materials DIR --steps 9000 --seed 1 --go-on
 
 DIR holds `images/`, photographs of flawless materials; they are trained on and never shipped. No real defect is seen.
 A training that was broken off goes on when the same command is given again. Every tenth photograph is held out; the
@@ -20,11 +21,10 @@ import torch
 
 from cmgcli import defects, line
 from cmgcli.adapt import Drawn, Scene, draw_defects, train_head
-from cmgcli.encoder import WEIGHTS
 from cmgcli.head import DefectHead, head_map
 from cmgcli.images import find_images, read_image
 from cmgcli.metrics import auroc
-from cmgcli.pretrained_head import HEAD, save_head
+from cmgcli.pretrained_head import HEAD, load_head, save_head
 
 sys.path.insert(0, str(Path(__file__).parent))
 from materials import part, surface  # noqa: E402
@@ -75,8 +75,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--materials", type=Path, required=True)
     parser.add_argument("--scenes", type=int, default=1200, help="scenes of the line")
-    parser.add_argument("--steps", type=int, default=14000)
-    parser.add_argument("--weights", type=Path, default=WEIGHTS / HEAD)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other drawings")
+    parser.add_argument("--go-on", action="store_true", help="start from the weights, not from random ones")
+    parser.add_argument("--weights", type=Path, default=HEAD)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     paths = find_images([str(args.materials / "images")])
@@ -93,8 +95,10 @@ def main() -> None:
         sampler(used, [line_scene(i) for i in range(args.scenes)]),
         TOKEN_WIDTH,
         steps=args.steps,
+        seed=args.seed,
+        start=load_head(TOKEN_WIDTH, args.weights) if args.go_on else None,
         snapshot=args.weights.with_suffix(".training"),
-        snapshot_key=f"{args.steps} steps on {len(used)} photographs and {args.scenes} scenes",
+        snapshot_key=f"{args.steps} steps of seed {args.seed} on {len(used)} photographs and {args.scenes} scenes",
         progress=report,
         device=args.device,
     )

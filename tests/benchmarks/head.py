@@ -101,7 +101,7 @@ class Bench:
         if not pixels:
             torch.manual_seed(0)
             return Blind(self.encoder.width)
-        return None if fresh else load_head(self.encoder)
+        return None if fresh else load_head(self.encoder.width)
 
     def _score(self, head: DefectHead, view: View, image: np.ndarray, keep: bool) -> float:
         return head_map(head, image, self._tokens(view, image), view.keep if keep else np.ones_like(view.keep))[0]
