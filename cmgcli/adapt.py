@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmgcli.defects import KINDS, draw
-from cmgcli.head import DefectHead, exposure, patch_mask_to, standard_pixels, tokens_under
+from cmgcli.head import DefectHead, exposure, fast_bfloat16, patch_mask_to, standard_pixels, tokens_under
 from cmgcli.snapshot import Course, load_snapshot, save_snapshot
 
 CROPS = 4
@@ -142,11 +142,6 @@ def _checked(course: Course, auroc: float) -> Course:
     if before and max(recent) < max(before) + BETTER:
         return course.descend()
     return course
-
-
-def fast_bfloat16(device: str) -> bool:
-    """Whether bfloat16 matrix products are native here: a GPU, or a processor with avx512_bf16."""
-    return device == "cuda" or torch.backends.cpu.get_cpu_capability() in ("AVX512", "AMX") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _ahead(make: Callable[[int], tuple], start: int) -> Iterator[tuple]:

@@ -39,6 +39,7 @@ class Settings:
     latent_dim: int | None
     adapt_steps: int  # the most; 0: no defect head
     seed: int
+    precision: str  # of the head's convolutions: bfloat16 where the machine that fitted is fast at it, else float32
 
 
 @dataclass(frozen=True)

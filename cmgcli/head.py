@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SCALES = (1.0, 0.6)
-TOP_SHARE = 0.002
+LOOKS = ((1.0, False), (0.6, True))  # scale, and whether turned half round: looks that differ more tell more
+TOP_SHARE = 0.005
 MAX_PIXELS = 4_000_000
 TILE, OVERLAP = 1536, 128  # pixels; multiples of the coarsest stride
 STRIDE = 16
@@ -86,6 +86,11 @@ class DefectHead(nn.Module):
         return self.out(fine)
 
 
+def fast_bfloat16(device: str) -> bool:
+    """Whether bfloat16 matrix products are native here: a GPU, or a processor with avx512_bf16."""
+    return device == "cuda" or torch.backends.cpu.get_cpu_capability() in ("AVX512", "AMX") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def exposure(image: np.ndarray) -> tuple[float, float]:
     """Mean and standard deviation of all values of an (H, W, 3) uint8 image."""
     means, spreads = cv2.meanStdDev(image)
@@ -119,23 +124,28 @@ def tokens_under(tokens: Tensor, top: float, left: float, bottom: float, right: 
 
 
 @torch.inference_mode()
-def head_map(head: DefectHead, image: np.ndarray, tokens: Tensor, keep: np.ndarray) -> tuple[float, np.ndarray]:
+def head_map(head: DefectHead, image: np.ndarray, tokens: Tensor, keep: np.ndarray, *, precision: str = "float32") -> tuple[float, np.ndarray]:
     """Score and map of one image.
 
     Args:
         image: (H, W, 3) uint8 RGB; tokens: (W, h, w) float32; keep: (h, w) bool, where the map counts.
+        precision: of the convolutions, float32 or bfloat16.
     Returns:
-        The sum over `SCALES` of the mean of the top 0.2 % of the kept logits, and the mean map (H', W') float32 of logits
+        The sum over `LOOKS` of the mean of the top 0.5 % of the kept logits, and the mean map (H', W') float32 of logits
         at a quarter of the resolution; hidden places hold the least kept value.
     """
     height, width = image.shape[:2]
     base = tuple(-(-side // 4) for side in scaled_size(height, width, 1.0))
     mean, spread = exposure(image)
+    device = next(head.parameters()).device
     total, maps = 0.0, []
-    for scale in SCALES:
+    for scale, turned in LOOKS:
         tall, wide = scaled_size(height, width, scale)
         seen = cv2.resize(image, (wide, tall), interpolation=cv2.INTER_AREA)
-        logits = _logits(head, seen, tokens, mean, spread)  # (H'', W'')
+        view = (np.rot90(seen, 2), tokens.flip(1, 2)) if turned else (seen, tokens)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            logits = _logits(head, *view, mean, spread)  # (H'', W'')
+        logits = logits.flip(0, 1) if turned else logits
         kept = torch.from_numpy(patch_mask_to(keep, *logits.shape))
         values = logits[kept]
         total += float(values.topk(max(1, round(TOP_SHARE * len(values)))).values.mean())

@@ -50,7 +50,10 @@ def drawn_auroc(held: Sequence[Record], language: Language, encoder: Encoder, se
             break
 
     def found(head: DefectHead) -> float:
-        scores = np.array([[head_map(head, view.image, view.tokens, normal.keep)[0] for view in (normal, drawn)] for normal, drawn in views])
+        def score(view: View, keep: np.ndarray) -> float:
+            return head_map(head, view.image, view.tokens, keep, precision=settings.precision)[0]
+
+        scores = np.array([[score(normal, normal.keep), score(drawn, normal.keep)] for normal, drawn in views])
         return auroc(np.repeat([0, 1], len(views)), scores.T.ravel())
 
     return found

@@ -159,7 +159,7 @@ def judge(detector: Detector, view: View, weights: Tensor) -> Parts:
     patch_map[view.keep] = distances.numpy()
     head_score, logits = np.nan, None
     if detector.head is not None:
-        head_score, logits = head_map(detector.head, view.image, view.tokens, view.keep)
+        head_score, logits = head_map(detector.head, view.image, view.tokens, view.keep, precision=detector.settings.precision)
     values = np.array([detector.language.image_score(view.embedding, weights), top_mean(distances, view.keep.size), head_score])
     return Parts(values, patch_map, logits)
 

@@ -24,7 +24,7 @@ from cmgcli.dataset import Record, read_dataset, training_records
 from cmgcli.detector import BankBuilder, Blend, Detector, Language, PatchBank, Settings
 from cmgcli.encoder import Encoder, load_encoder
 from cmgcli.errors import DatasetError, ImageError
-from cmgcli.head import DefectHead
+from cmgcli.head import DefectHead, fast_bfloat16
 from cmgcli.heldout import Progress, drawn_auroc, read_all, weigh
 from cmgcli.loader import BATCH, ImageStore, decoded
 from cmgcli.model import Model, look_by
@@ -35,6 +35,7 @@ from cmgcli.view import View, choose_relevance, look
 logger = logging.getLogger(__name__)
 
 FEWEST_TO_TUNE = 4
+GO_ON_RATE = 5e-4  # for a head that has learnt; four times as much, right for a fresh one, lets it forget
 
 
 def read_records(
@@ -105,6 +106,7 @@ def fit(
         latent_dim=latent_dim,
         adapt_steps=adapt_steps if adapt else 0,
         seed=seed,
+        precision="bfloat16" if fast_bfloat16(tower.device.type) else "float32",
     )
     return fit_records(records, tower, settings, false_alarm=false_alarm, batch_size=batch_size, snapshot=snapshot, progress=progress)
 
@@ -193,6 +195,7 @@ def _adapt(
         encoder.width,
         encode=encoder.encode_tokens,
         steps=settings.adapt_steps,
+        learning_rate=GO_ON_RATE,
         seed=settings.seed,
         start=load_head(encoder.width),
         device=encoder.device.type,

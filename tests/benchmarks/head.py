@@ -20,12 +20,14 @@ from cmgcli import defects
 from cmgcli.adapt import Scene, draw_defects, train_head
 from cmgcli.dataset import Record, read_dataset, test_records, training_records
 from cmgcli.encoder import Encoder, load_encoder
-from cmgcli.head import DefectHead, head_map
+from cmgcli.head import DefectHead, fast_bfloat16, head_map
 from cmgcli.images import read_image
 from cmgcli.metrics import auroc
+from cmgcli.pipeline import GO_ON_RATE
 from cmgcli.pretrained_head import load_head
 from cmgcli.view import View, look
 
+FRESH_RATE = 2e-3
 FAMILIES = {
     "lines": ("scratch", "crack", "fibre", "scuff"),
     "spots": ("chip", "pits", "stain", "dent"),
@@ -49,6 +51,7 @@ class Bench:
         train = training_records(records)
         order = np.random.default_rng(0).permutation(len(train))
         self.encoder, self.steps = load_encoder("builtin"), steps
+        self.precision = "bfloat16" if fast_bfloat16(self.encoder.device.type) else "float32"
         self.fit = self._views([train[i] for i in order[: len(train) // 2]])
         self.held = self._views([train[i] for i in order[len(train) // 2 : 3 * len(train) // 4]][:96])
         self.test_records = test_records(records)
@@ -91,6 +94,7 @@ class Bench:
             self.encoder.width,
             encode=self.encoder.encode_tokens if tokens else None,
             steps=steps,
+            learning_rate=GO_ON_RATE if pixels and not fresh else FRESH_RATE,
             start=self._start(pixels, fresh),
             device=self.encoder.device.type,
         )
@@ -104,7 +108,7 @@ class Bench:
         return None if fresh else load_head(self.encoder.width)
 
     def _score(self, head: DefectHead, view: View, image: np.ndarray, keep: bool) -> float:
-        return head_map(head, image, self._tokens(view, image), view.keep if keep else np.ones_like(view.keep))[0]
+        return head_map(head, image, self._tokens(view, image), view.keep if keep else np.ones_like(view.keep), precision=self.precision)[0]
 
     def _tokens(self, view: View, image: np.ndarray) -> torch.Tensor:
         return view.tokens if image is view.image else self.encoder.encode_tokens([image])[0].cpu()
