@@ -179,6 +179,8 @@ def score(
     summary: o.Summary = None,
     fail_on_anomaly: o.FailOnAnomaly = False,
     max_anomalies: o.MaxAnomalies = None,
+    watch_drift: o.WatchDrift = False,
+    fail_on_drift: o.FailOnDrift = False,
     device: DeviceOption = None,
     batch_size: BatchSize = None,
     quiet: o.Quiet = False,
@@ -190,6 +192,7 @@ def score(
     """
     with reported():
         from cmgcli import rows
+        from cmgcli.drift import DriftWatch
         from cmgcli.verdict import Tally, limits_of
 
         began = datetime.now().astimezone()
@@ -207,13 +210,16 @@ def score(
         fitted = _load(model, device)
         from cmgcli.scoring import score_files
 
-        tally = Tally(keep=junit is not None or summary is not None)
+        watch = DriftWatch(fitted.detector.calibration.scores) if watch_drift or fail_on_drift else None
+        tally = Tally(keep=junit is not None or summary is not None, watch=watch)
         for row in done:
             tally.add(row)
         found = score_files(fitted, files, lookup, done=done, maps=maps, live=paths == ["-"], **given(batch_size=batch_size))
         with output(out, append=bool(done)) as stream, timed("scoring"):
             _write(found, rows.row_writer(stream, header=not done, jsonl=jsonl), tally, out)
-        _conclude(tally.verdict(limits), fitted, began, junit, summary)
+        if watch is not None and watch.alarm is None:
+            say(watch.sentence)
+        _conclude(tally.verdict(limits, fail_on_drift=fail_on_drift), fitted, began, junit, summary)
 
 
 def _lookup(captions: Path | None, images: Path | None) -> dict[Path, str] | None:
@@ -239,7 +245,10 @@ def _write(found: Iterable[Row], write: Callable[[Row], None], tally: Tally, out
     try:
         for row in found:
             write(row)
+            before = tally.drifted
             tally.add(row)
+            if tally.drifted and not before:
+                fail(f"{tally.watch.sentence}: {row.file}")
     except KeyboardInterrupt:
         if out is not None:
             say(f"{out} has {tally.images} rows; --resume goes on after them")

@@ -148,6 +148,10 @@ MaxAnomalies = Annotated[
     Optional[str],
     typer.Option(metavar="N|P%", help="Exit with 1 if more images are anomalous: a count such as 3, or a share of the readable ones such as 2%.", rich_help_panel=GATES),
 ]
+WatchDrift = Annotated[
+    bool, typer.Option("--watch-drift", help="Say as soon as the scores show that camera, light or product have changed; wrong in at most 1 of 100 runs.", rich_help_panel=GATES)
+]
+FailOnDrift = Annotated[bool, typer.Option("--fail-on-drift", help="Watch for drift, and exit with 1 if there is any.", rich_help_panel=GATES)]
 
 # ---- eval
 

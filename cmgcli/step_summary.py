@@ -30,6 +30,8 @@ def markdown(verdict: Verdict) -> str:
     lines = [f"### cmg: {verdict.sentence}", ""]
     for gate in verdict.gates:
         lines += [f"**Gate failed:** {escaped(gate.failure)}" if gate.failure else f"Gate passed: {escaped(gate.option)}", ""]
+    if verdict.drift:
+        lines += [escaped(verdict.drift[0].upper() + verdict.drift[1:]) + ".", ""]
     readable = verdict.images - verdict.unreadable
     lines += ["| images | readable | anomalous | unreadable |", "|---:|---:|---:|---:|"]
     lines += [f"| {verdict.images} | {readable} | {verdict.anomalies} | {verdict.unreadable} |", ""]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
+from cmgcli.drift import DriftWatch
 from cmgcli.errors import SettingsError
 from cmgcli.rows import Row
 
@@ -45,6 +46,7 @@ class Verdict:
     anomalies: int
     gates: tuple[Gate, ...] = ()
     rows: tuple[Row, ...] = ()
+    drift: str = ""  # what the watch for drift found; empty where nobody watched
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -67,8 +69,8 @@ class Verdict:
 class Tally:
     """Counts the rows of a run as they come; keeps them only where `keep` says so, for a run may have no end."""
 
-    def __init__(self, *, keep: bool) -> None:
-        self.keep = keep
+    def __init__(self, *, keep: bool, watch: DriftWatch | None = None) -> None:
+        self.keep, self.watch = keep, watch
         self.rows: list[Row] = []
         self.images = self.unreadable = self.anomalies = 0
 
@@ -79,12 +81,22 @@ class Tally:
         self.anomalies += row.anomalous or 0
         if self.keep:
             self.rows.append(row)
+        if self.watch is not None and row.score is not None:
+            self.watch.add(row.score)
 
-    def verdict(self, limits: Sequence[Limit]) -> Verdict:
+    @property
+    def drifted(self) -> bool:
+        """Whether the scores so far say that the line has changed."""
+        return self.watch is not None and self.watch.alarm is not None
+
+    def verdict(self, limits: Sequence[Limit], *, fail_on_drift: bool = False) -> Verdict:
         """The counts so far, judged."""
         readable = self.images - self.unreadable
         gates = tuple(Gate(limit.option, limit.failure(self.anomalies, readable)) for limit in limits)
-        return Verdict(self.images, self.unreadable, self.anomalies, gates, tuple(self.rows))
+        drift = "" if self.watch is None else self.watch.sentence
+        if fail_on_drift:
+            gates += (Gate("--fail-on-drift", drift if self.drifted else ""),)
+        return Verdict(self.images, self.unreadable, self.anomalies, gates, tuple(self.rows), drift)
 
 
 Threshold = Callable[[Row], float]

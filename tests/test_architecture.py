@@ -27,7 +27,7 @@ FLOORS = (
     {"rows", "pictures"},
     {"detector", "pretrained_head"},
     {"adapt"},
-    {"calibrate", "cmer", "cmle", "encoder", "dataset", "loader", "metrics", "line"},
+    {"calibrate", "drift", "cmer", "cmle", "encoder", "dataset", "loader", "metrics", "line"},
     {"snapshot", "head", "images", "defects", "parts", "surfaces"},
     {"containers", "defect_kinds", "files"},
     {"jpeg"},

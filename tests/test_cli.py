@@ -266,3 +266,21 @@ def test_a_fit_that_is_interrupted_goes_on(small_line, tmp_path, monkeypatch):
     assert (tmp_path / "m.cmg").read_bytes() == (tmp_path / "whole.cmg").read_bytes()
     assert not state.exists()
     assert "nothing to resume" in cmg_here(*fit, tmp_path / "m.cmg", "--resume").err
+
+
+def test_drift_is_said_when_it_is_seen_and_fails_the_gate(small_line, model_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("cmgcli.drift._FEWEST", 1)
+    good = [small_line / "images" / f"train_{i:04d}.png" for i in range(4)]
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    for i in range(60):
+        cv2.imwrite(str(strange / f"{i}.png"), np.random.default_rng(i).integers(0, 255, (48, 48, 3), np.uint8))
+    command = ("score", "--model", model_file, "--captions", small_line / "metadata.csv", "--out", tmp_path / "s.csv")
+    calm = cmg_here(*command, "--fail-on-drift", *good)
+    assert calm.returncode == 0 and calm.err.endswith("cmg: no drift seen in 4 scores\n")
+    run = cmg_here(*command, "--fail-on-drift", "--summary", tmp_path / "s.md", *good, strange)
+    assert run.returncode == 1
+    said, failed = run.err.splitlines()
+    assert said.startswith("cmg: the line has drifted") and str(strange) in said and failed.startswith("cmg: gate failed: the line has drifted")
+    assert "The line has drifted" in (tmp_path / "s.md").read_text()
+    assert cmg_here(*command, "--watch-drift", strange).returncode == 0

@@ -1,0 +1,74 @@
+"""Has the line changed? A conformal test martingale over the scores of a stream.
+
+While the stream comes from where the calibration images came, the rank of each score among those and all earlier ones is
+uniform and independent of the past, whatever the distribution (Vovk et al., "Algorithmic Learning in a Random World",
+2005). The Simple Jumper (Vovk et al., "Retrain or not retrain", COPA 2021) bets against that; by Ville's inequality its
+capital reaches 1 / a with probability at most a, however long the stream.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable
+
+import numpy as np
+
+from cmgcli.errors import SettingsError
+
+FALSE_ALARM = 0.01  # of a whole run
+_BETS = np.array([-1.0, 0.0, 1.0])  # on low ranks, on none, on high ranks
+_JUMP = 0.01  # share of the capital that changes its bet at each step
+_FEWEST = 20
+
+
+class DriftWatch:
+    """Takes in scores one by one; `alarm` is the number of the score at which the line was seen to have changed, or None.
+
+    After the alarm nothing is taken in: the question is answered.
+    """
+
+    def __init__(self, calibration: Iterable[float], *, false_alarm: float = FALSE_ALARM, seed: int = 0) -> None:
+        """
+        Args:
+            calibration: scores of normal images that the model was not fitted on.
+            false_alarm: probability of an alarm, ever, while nothing changes.
+            seed: of the ranks among ties.
+        Raises:
+            SettingsError: fewer than 20 calibration scores, which would see a change too late to be of use.
+        """
+        self._known = sorted(float(score) for score in calibration)
+        if len(self._known) < _FEWEST:
+            raise SettingsError(f"watching for drift needs at least {_FEWEST} calibration images, the model has {len(self._known)}; fit on more images")
+        self._false_alarm = false_alarm
+        self._rng = np.random.default_rng(seed)
+        self._stakes = np.full(len(_BETS), 1 / len(_BETS))
+        self.scores = 0
+        self.alarm: int | None = None
+
+    @property
+    def capital(self) -> float:
+        """What a bet of 1 against "nothing has changed" has become."""
+        return float(self._stakes.sum())
+
+    def add(self, score: float) -> None:
+        """Take in the next score."""
+        if self.alarm is not None:
+            return
+        self.scores += 1
+        low, high = bisect.bisect_left(self._known, score), bisect.bisect_right(self._known, score)
+        rank = (low + self._rng.random() * (high - low + 1)) / (len(self._known) + 1)  # uniform on [0, 1] while all is well
+        self._known.insert(high, score)
+        jumped = (1 - _JUMP) * self._stakes + _JUMP * self._stakes.mean()
+        self._stakes = jumped * (1 + _BETS * (rank - 0.5))
+        if self.capital >= 1 / self._false_alarm:
+            self.alarm = self.scores
+
+    @property
+    def sentence(self) -> str:
+        """What was found, in plain words."""
+        if self.alarm is None:
+            return f"no drift seen in {self.scores} scores"
+        return (
+            f"the line has drifted: seen at score {self.alarm} of this run; camera, light or product are not those of the fit "
+            f"(such an alarm is false in at most {self._false_alarm:.0%} of runs)"
+        )

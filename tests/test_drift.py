@@ -1,0 +1,48 @@
+"""The alarm comes when the scores change and, on a line that stays the same, hardly ever."""
+
+import numpy as np
+import pytest
+
+from cmgcli.drift import DriftWatch
+from cmgcli.errors import SettingsError
+
+
+def watched(calibration, stream, **options) -> DriftWatch:
+    watch = DriftWatch(calibration, **options)
+    for score in stream:
+        watch.add(float(score))
+    return watch
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_false_alarms_are_as_rare_as_promised(rounded):
+    """300 lines that stay the same, also with scores that tie; the bound holds for the whole of each stream."""
+    alarms = 0
+    for seed in range(300):
+        scores = np.random.default_rng(seed).lognormal(size=360)
+        scores = scores.round() if rounded else scores
+        alarms += watched(scores[:60], scores[60:], false_alarm=0.05, seed=seed).alarm is not None
+    assert alarms <= 300 * 0.05 + 3 * np.sqrt(300 * 0.05 * 0.95)
+
+
+@pytest.mark.parametrize("change", [lambda x: x + 1.5, lambda x: x - 1.5])
+def test_a_change_is_seen_soon_after_it_happens(change):
+    for seed in range(40):
+        scores = np.random.default_rng(seed).normal(size=400)
+        scores[200:] = change(scores[200:])
+        alarm = watched(scores[:100], scores[100:]).alarm
+        assert alarm is not None and alarm > 100
+        assert alarm < 200, seed
+
+
+def test_after_the_alarm_nothing_more_is_taken_in():
+    watch = watched(np.arange(40.0), np.arange(100.0, 300.0))
+    assert watch.alarm == watch.scores < 200
+    assert watch.capital >= 100
+    assert f"seen at score {watch.alarm} " in watch.sentence and "at most 1% of runs" in watch.sentence
+    assert watched(np.arange(40.0), [3.0, 17.0]).sentence == "no drift seen in 2 scores"
+
+
+def test_too_few_calibration_scores_are_said():
+    with pytest.raises(SettingsError, match="at least 20 calibration images, the model has 3"):
+        DriftWatch([1.0, 2.0, 3.0])
