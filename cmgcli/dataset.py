@@ -26,7 +26,7 @@ class Record:
     path: Path  # resolved
     text: str
     split: str = ""  # '', 'train' or 'test'
-    label: int | None = None  # 0 normal, 1 anomalous
+    label: int | None = None  # 0 normal, 1 anomalous, or levels of severity up to any number
     defect: str = ""
     mask: Path | None = None  # resolved
 
@@ -173,7 +173,7 @@ def _record(row: dict[str, str], roots: tuple[Path, Path], where: str, need_mask
     if split not in ("", "train", "test"):
         raise DatasetError(f"{where}: split is {split!r}: expected 'train', 'test' or nothing")
     if label and not (label.isascii() and label.isdigit() and len(label) < 10):
-        raise DatasetError(f"{where}: label is {label!r}: expected 0 (normal), 1 (anomalous) or nothing")
+        raise DatasetError(f"{where}: label is {label!r}: expected 0 (normal), 1 (anomalous), a level of severity above, or nothing")
     mask = _resolve(row["mask"], roots, where) if row["mask"] else None
     if mask is not None and not mask.is_file():
         if need_mask:

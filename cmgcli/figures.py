@@ -66,6 +66,7 @@ def evaluation_of(
         miss_rate=_miss_rate(readable),
         pixel_auroc=pixels.auroc() if seen else None,
         aupro=pixels.aupro() if seen else None,
+        severity=_severity(readable),
         auroc_by_part=_auroc_by_part(readable),
         by_defect=_by_defect(readable),
         by_caption=_by_caption(readable),
@@ -78,6 +79,12 @@ def evaluation_of(
 def truth_and_scores(cases: Sequence[Case]) -> tuple[np.ndarray, np.ndarray]:
     """(N,) bool, True where labelled anomalous, and the (N,) float64 scores."""
     return np.array([case.anomalous for case in cases], bool), np.array([case.row.score for case in cases], np.float64)
+
+
+def _severity(cases: Sequence[Case]) -> metrics.Agreement | None:
+    """Agreement with the labels where they are levels, that is where one is above 1."""
+    levels = np.array([case.record.label for case in cases], np.float64)
+    return metrics.severity_agreement(levels, truth_and_scores(cases)[1]) if levels.max() > 1 else None
 
 
 def _auroc_by_part(cases: Sequence[Case]) -> dict[str, float]:

@@ -107,6 +107,29 @@ def _newcombe_interval(area: float, bad: int, good: int, z: float) -> tuple[floa
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """How far scores rise with severity."""
+
+    c_index: float  # share of the pairs of different severity that the scores put in order, ties one half; 0.5 is guessing
+    kendall_tau: float  # tau-b, in [-1, 1]
+
+
+def severity_agreement(levels: np.ndarray, scores: np.ndarray) -> Agreement:
+    """Concordance index (Harrell 1982) and Kendall's tau-b of (N,) severity levels, 0 is normal, and (N,) scores.
+
+    Raises InputError where shapes differ, a score is not finite, or all levels are alike.
+    """
+    from scipy.stats import kendalltau, somersd
+
+    levels, scores = np.asarray(levels, np.float64), np.asarray(scores, np.float64)
+    if levels.shape != scores.shape or levels.ndim != 1:
+        raise InputError(f"expected as many levels as scores, got {levels.shape} and {scores.shape}")
+    if not np.isfinite(scores).all() or len(np.unique(levels)) < 2:
+        raise InputError("agreement with severity: expected finite scores and at least two levels")
+    return Agreement((1 + float(somersd(levels, scores).statistic)) / 2, float(np.nan_to_num(kendalltau(levels, scores).statistic)))
+
+
+@dataclass(frozen=True)
 class Curves:
     """The ROC and the precision-recall curve, from the highest threshold to the lowest."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from cmgcli.dataset import Record
+from cmgcli.metrics import Agreement
 from cmgcli.rows import Row
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class Evaluation:
     miss_rate: Rate
     pixel_auroc: float | None
     aupro: float | None
+    severity: Agreement | None  # where the labels are levels 0..k
     auroc_by_part: Mapping[str, float]
     by_defect: Mapping[str, Group]
     by_caption: Mapping[str, Group]
@@ -181,6 +183,8 @@ def evaluation_table(result: Evaluation) -> "Table":
     }
     if result.pixel_auroc is not None:
         figures |= {"pixel AUROC": result.pixel_auroc, "AUPRO": result.aupro}
+    if result.severity is not None:
+        figures |= {"C-index of severity": result.severity.c_index, "Kendall's tau of severity": result.severity.kendall_tau}
     figures |= {f"AUROC by {name}": value for name, value in result.auroc_by_part.items()}
     return metrics_table(figures, title="evaluation")
 

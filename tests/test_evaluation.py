@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import astuple, replace
+from datetime import datetime
 
 import cv2
 import numpy as np
@@ -16,8 +17,10 @@ from made_cases import made_case, made_cases, made_evaluation
 from cmgcli import evaluation, metrics, rows
 from cmgcli.errors import DatasetError, SettingsError
 from cmgcli.exhibits import SIDE, Worst, exhibit
+from cmgcli.figures import evaluation_of
 from cmgcli.images import write_png
-from cmgcli.report import Exhibit
+from cmgcli.page import Page, render
+from cmgcli.report import Exhibit, evaluation_table
 from cmgcli.rows import Row
 from cmgcli.scored import evaluate_scores
 
@@ -37,6 +40,17 @@ def test_the_figures_are_those_of_the_cases():
     assert result.by_defect["stain"].false_alarm_rate is None
     assert result.auroc_by_part == {"image_score": result.image_auroc}
     assert sum(case.wrong for case in readable) == result.miss_rate.count + result.false_alarm_rate.count
+
+
+def test_levels_of_severity_are_compared_with_the_scores():
+    cases = [made_case(i, i % 3 > 0, score=float(i % 3)) for i in range(30)]
+    assert evaluation_of(cases, Worst(0), threshold=1.0, promised=None).severity is None
+    levels = [replace(case, record=replace(case.record, label=i % 3)) for i, case in enumerate(cases)]
+    result = evaluation_of(levels, Worst(0), threshold=1.0, promised=None)
+    assert (result.severity.c_index, result.severity.kendall_tau) == (1.0, pytest.approx(1))
+    assert result.anomalous == 20 and result.as_dict()["severity"]["c_index"] == 1.0
+    assert "C-index of severity" in [str(cell) for cell in evaluation_table(result).columns[0].cells]
+    assert "Severity, C-index" in render(Page("p", result, datetime(2026, 1, 1)))
 
 
 @pytest.mark.parametrize("count", [0, 3, 50])

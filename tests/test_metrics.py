@@ -175,3 +175,18 @@ def test_wilson_interval():
     for k, n, level in [(3, 2, 0.95), (-1, 2, 0.95), (1, 2, 1.0)]:
         with pytest.raises(InputError):
             metrics.wilson_interval(k, n, level=level)
+
+
+def test_agreement_with_severity_counts_pairs():
+    rng = np.random.default_rng(0)
+    levels, scores = rng.integers(0, 4, 60), rng.normal(size=60).round(1)
+    pairs = [(i, j) for i in range(60) for j in range(60) if levels[i] < levels[j]]
+    order = [np.sign(scores[j] - scores[i]) for i, j in pairs]
+    found = metrics.severity_agreement(levels, scores)
+    assert found.c_index == pytest.approx(np.mean([(1 + sign) / 2 for sign in order]))
+    assert metrics.severity_agreement(levels, levels * 2.0).kendall_tau == pytest.approx(1)
+    assert metrics.severity_agreement(levels, -levels * 1.0).c_index == 0
+    assert metrics.severity_agreement([0, 0, 1, 1], [1.0, 3.0, 2.0, 4.0]).c_index == metrics.auroc([0, 0, 1, 1], [1.0, 3.0, 2.0, 4.0])
+    for wrong in (([1, 1], [0.0, 1.0]), ([0, 1], [0.0, np.nan]), ([0, 1], [0.0])):
+        with pytest.raises(InputError):
+            metrics.severity_agreement(*wrong)
