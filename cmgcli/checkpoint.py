@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 
 from cmgcli.calibrate import Calibration
-from cmgcli.cmle import GuidedSpace, Structure
+from cmgcli.cmle import GuidedSpace
 from cmgcli.detector import Blend, Detector, Language, PatchBank, Settings
 from cmgcli.errors import CheckpointError, OutputError
 from cmgcli.files import write_whole
 from cmgcli.head import DefectHead
 
-FORMAT = 2
+FORMAT = 3
 PACKAGES = ("cmgcli", "torch", "open_clip_torch", "numpy")
 
 
@@ -31,8 +31,6 @@ def save(detector: Detector, path: Path) -> None:
     language, calibration = detector.language, detector.calibration
     tensors = {
         "language.text": language.text,
-        "language.weights": language.structure.weights,
-        "language.counts": language.structure.counts,
         "language.means": language.means,
         "space.projection": language.space.projection,
         "space.unexplained": language.space.unexplained,
@@ -96,12 +94,10 @@ def load(path: Path) -> Detector:
 
 def _detector(header: dict, tensors: dict[str, torch.Tensor]) -> Detector:
     settings = Settings(**{**header["settings"], "layers": tuple(header["settings"]["layers"])})
-    structure = Structure(tensors["language.weights"], tensors["language.counts"])
     space = GuidedSpace(tensors["space.projection"], tensors["space.unexplained"])
     language = Language(
         tuple(header["captions"]),
         tensors["language.text"],
-        structure,
         tensors["language.means"],
         space,
         settings.cmle,

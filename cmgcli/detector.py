@@ -6,7 +6,7 @@ A `Detector` is complete once constructed and never changes; `pipeline` makes an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cmgcli.calibrate import Calibration
-from cmgcli.cmle import GuidedSpace, Structure, caption_weights, residual_norm
+from cmgcli.cmle import GuidedSpace, Reconstruction, caption_weights, residual_norm
 from cmgcli.head import DefectHead
 
 PARTS = ("image_score", "patch_score", "head_score")
@@ -43,46 +43,39 @@ class Settings:
 
 @dataclass(frozen=True)
 class Language:
-    """What the captions know: their embeddings, their structure, and where each puts its images in the latent space."""
+    """What the captions know: their embeddings, and where each puts its images in the latent space."""
 
     captions: tuple[str, ...]  # U unique captions
     text: Tensor  # (U, D) float32 unit norm
-    structure: Structure
-    means: Tensor  # (U, D) float64 mean embedding of each caption's images
+    means: Tensor  # (U, D) float64 mean embedding of each caption's images; (1, D) of all images where CMLE is off
     space: GuidedSpace
     guided: bool  # False where CMLE is off: then every caption says the same
     neighbours: int
     ridge: float
-    rows: Tensor = field(init=False)  # (U, U) float64 out-of-sample weights of the stored captions
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rows", torch.stack([self.weights_of(text) for text in self.text]))
-
-    def weights_of(self, text: Tensor) -> Tensor:
-        """The (U,) weights of any caption embedding (D,) against the stored captions."""
+    def weights_of(self, text: Tensor) -> Reconstruction:
+        """Any caption embedding (D,) written by the stored captions."""
         if not self.guided:
-            return self.structure.counts.double() / self.structure.counts.sum()
+            return Reconstruction(torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.float64))
         return caption_weights(text, self.text, neighbours=self.neighbours, ridge=self.ridge)
 
     def bank_group(self, caption: int) -> int:
         """The group of the patch bank that a stored caption's images fill: its own, or one for all without CMLE."""
         return caption if self.guided else 0
 
-    def bank_groups(self, weights: Tensor) -> Tensor:
-        """The groups of the patch bank that caption weights (U,) point to."""
-        if not self.guided:
-            return torch.zeros(1, dtype=torch.int64)
-        return (weights >= min(SEARCHED_WEIGHT, float(weights.max()))).nonzero().flatten()
+    def bank_groups(self, caption: Reconstruction) -> Tensor:
+        """The groups of the patch bank that a caption's weights (K,) point to."""
+        return caption.sources[caption.weights >= min(SEARCHED_WEIGHT, float(caption.weights.max()))]
 
-    def image_score(self, embedding: Tensor, weights: Tensor) -> float:
-        """Norm of the residual between an image embedding (D,) and the place that the caption weights (U,) give it."""
-        return float(residual_norm(self.space, embedding.cpu(), weights @ self.means))
+    def image_score(self, embedding: Tensor, caption: Reconstruction) -> float:
+        """Norm of the residual between an image embedding (D,) and the place that its caption's weights (K,) give it."""
+        return float(residual_norm(self.space, embedding.cpu(), caption.of(self.means)))
 
     def best_caption(self, embedding: Tensor, *, candidates: int = 3) -> int:
         """The stored caption for an image that has none: of those that match it best, the one with the least residual."""
         matches = self.text @ embedding.to(self.text)  # (U,)
         nearest = matches.topk(min(candidates, len(matches))).indices.tolist()
-        return min(nearest, key=lambda u: self.image_score(embedding, self.rows[u]))
+        return min(nearest, key=lambda u: self.image_score(embedding, self.weights_of(self.text[u])))
 
 
 def patch_features(layers: Sequence[Tensor]) -> Tensor:

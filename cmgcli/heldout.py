@@ -79,7 +79,7 @@ def weigh(model: Model, records: Sequence[Record], mirrored: bool, batch_size: i
         if len(language.captions) > 1 and language.guided:
             others = [_other_caption(language, record.text, rng) for record in rows]
             swapped = look_with(model, images, [language.text[u] for u in others])
-            wrong += [judge(model.detector, v, language.rows[u]).values for v, u in zip(swapped, others, strict=True)]
+            wrong += [judge(model.detector, v, language.weights_of(language.text[u])).values for v, u in zip(swapped, others, strict=True)]
         done += len(rows)
         report("weighing the parts of the score", done, len(records))
     reference = np.array([[np.median(column), max(float(np.std(column)), 1e-6)] for column in np.array(peaks).T])

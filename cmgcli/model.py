@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cmgcli import checkpoint
+from cmgcli.cmle import Reconstruction
 from cmgcli.detector import Detector, Settings, top_mean
 from cmgcli.encoder import Encoder, load_encoder
 from cmgcli.errors import CheckpointError, ImageError
@@ -103,11 +104,10 @@ class Model:
         language = detector.language
         if caption is None:
             number = language.best_caption(view.embedding)
-            caption, weights = language.captions[number], language.rows[number]
+            caption = language.captions[number]
         else:
             number = language.captions.index(caption) if caption in language.captions else None
-            weights = language.weights_of(known[caption]) if number is None else language.rows[number]
-        parts = judge(detector, view, weights)
+        parts = judge(detector, view, language.weights_of(known[caption]))
         score = float(detector.blend(parts.values[None])[0])
         if not np.isfinite(score):
             return Inspection(Row(file=name, caption=caption, error="the score is not a number: the image gives no usable features"))
@@ -152,15 +152,15 @@ class Parts:
     head_map: np.ndarray | None  # (H', W') float32 logits
 
 
-def judge(detector: Detector, view: View, weights: Tensor) -> Parts:
-    """The parts of the score of one view against the place and the patches that caption weights (U,) name."""
-    distances = detector.bank.distances(view.patches, detector.language.bank_groups(weights)).cpu()
+def judge(detector: Detector, view: View, caption: Reconstruction) -> Parts:
+    """The parts of the score of one view against the place and the patches that its caption's weights (K,) name."""
+    distances = detector.bank.distances(view.patches, detector.language.bank_groups(caption)).cpu()
     patch_map = np.full(view.keep.shape, float(distances.min()), np.float32)
     patch_map[view.keep] = distances.numpy()
     head_score, logits = np.nan, None
     if detector.head is not None:
         head_score, logits = head_map(detector.head, view.image, view.tokens, view.keep)
-    values = np.array([detector.language.image_score(view.embedding, weights), top_mean(distances, view.keep.size), head_score])
+    values = np.array([detector.language.image_score(view.embedding, caption), top_mean(distances, view.keep.size), head_score])
     return Parts(values, patch_map, logits)
 
 

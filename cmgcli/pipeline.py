@@ -149,7 +149,7 @@ def _embed(
     text = encoder.encode_text(names).cpu()  # (U, D)
     counts = torch.bincount(torch.tensor([number[record.text] for record in chosen]), minlength=len(names))
     structure = (
-        structure_matrix(text, counts, neighbours=settings.neighbours, ridge=settings.ridge) if settings.cmle else uniform_structure(counts)
+        structure_matrix(text, counts, neighbours=settings.neighbours, ridge=settings.ridge) if settings.cmle else uniform_structure(len(chosen))
     )
     moments = ResidualMoments(structure, encoder.dim)
     builder = BankBuilder(len(names) if settings.cmle else 1, budget=settings.bank_size)
@@ -158,13 +158,14 @@ def _embed(
     for rows, images in read_all(chosen, batch_size):
         captions = torch.tensor([number[record.text] for record in rows])
         views = look_by(encoder, settings, images, lambda _, c=captions: on_device[c.to(encoder.device)])
-        moments.add(torch.stack([view.embedding for view in views]), captions)
-        for view, caption in zip(views, captions.tolist(), strict=True):
-            builder.add(view.patches, caption if settings.cmle else 0)
+        groups = captions if settings.cmle else torch.zeros_like(captions)
+        moments.add(torch.stack([view.embedding for view in views]), groups)
+        for view, group in zip(views, groups.tolist(), strict=True):
+            builder.add(view.patches, group)
             keeps.append(view.keep)
         report("learning from captions and images", len(keeps), len(chosen))
     space = guided_space(moments, latent_dim=settings.latent_dim)
-    language = Language(names, text, structure, moments.group_means, space, settings.cmle, settings.neighbours, settings.ridge)
+    language = Language(names, text, moments.group_means, space, settings.cmle, settings.neighbours, settings.ridge)
     return language, builder.build(), keeps
 
 
