@@ -118,6 +118,6 @@ def _detector(header: dict, tensors: dict[str, torch.Tensor]) -> Detector:
         head,
         Blend(*(tensors[f"blend.{name}"].numpy() for name in ("location", "scale", "weight"))),
         tensors["map_reference"].numpy(),
-        Calibration(header["false_alarm"], tensors["calibration.scores"].numpy(), groups),
+        Calibration(header["false_alarm"], tensors["calibration.scores"].numpy(), groups, settings.calibration),
         header["fit_images"],
     )

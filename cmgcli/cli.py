@@ -112,6 +112,7 @@ def fit(
     print_config: o.PrintConfig = False,
     encoder: o.EncoderOption = None,
     false_alarm: o.FalseAlarm = None,
+    calibration: o.CalibrationOption = None,
     cmer: o.Cmer = None,
     cmle: o.Cmle = None,
     adapt: o.Adapt = None,
@@ -134,7 +135,7 @@ def fit(
     """
     with reported():
         options = given(
-            captions=captions, caption=caption, encoder=encoder, false_alarm=false_alarm, cmer=cmer, cmle=cmle, adapt=adapt,
+            captions=captions, caption=caption, encoder=encoder, false_alarm=false_alarm, calibration=calibration, cmer=cmer, cmle=cmle, adapt=adapt,
             adapt_steps=adapt_steps, relevance=relevance, keep=parse_keep(keep), latent_dim=latent_dim, neighbours=neighbours, ridge=ridge,
             bank_size=bank_size, device=device, batch_size=batch_size, seed=seed, allow_missing=allow_missing or None,
         )  # fmt: skip

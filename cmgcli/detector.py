@@ -38,6 +38,7 @@ class Settings:
     bank_size: int
     latent_dim: int | None
     adapt_steps: int  # the most; 0: no defect head
+    calibration: str  # split or cross
     seed: int
 
 
@@ -58,6 +59,10 @@ class Language:
         if not self.guided:
             return Reconstruction(torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.float64))
         return caption_weights(text, self.text, neighbours=self.neighbours, ridge=self.ridge)
+
+    def group_of(self, caption: str) -> int:
+        """The caption's group in the calibration: its number, -1 where it is not stored or every caption says the same."""
+        return self.captions.index(caption) if self.guided and caption in self.captions else -1
 
     def bank_group(self, caption: int) -> int:
         """The group of the patch bank that a stored caption's images fill: its own, or one for all without CMLE."""

@@ -34,6 +34,13 @@ class Relevance(str, Enum):
     occlusion = "occlusion"
 
 
+class Calibration(str, Enum):
+    """How the threshold is calibrated."""
+
+    split = "split"
+    cross = "cross"
+
+
 class Format(str, Enum):
     """How rows are written."""
 
@@ -89,6 +96,15 @@ EncoderOption = Annotated[
 ]
 FalseAlarm = Annotated[
     Optional[float], typer.Option(help="Promised share of good images called anomalous.", show_default="0.01", rich_help_panel=METHOD)
+]
+CalibrationOption = Annotated[
+    Optional[Calibration],
+    typer.Option(
+        "--calibration",
+        help="split: hold images out for the threshold, an exact promise; cross: use every image for both, near the rate.",
+        show_default="split where the head is trained, else cross",
+        rich_help_panel=METHOD,
+    ),
 ]
 Cmer = Annotated[
     Optional[bool],
