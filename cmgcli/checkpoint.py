@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
+from cmgcli.bank import PatchBank
 from cmgcli.calibrate import Calibration
 from cmgcli.cmle import GuidedSpace
-from cmgcli.detector import Blend, Detector, Language, PatchBank, Settings
+from cmgcli.detector import Blend, Detector, Language, Settings
 from cmgcli.errors import CheckpointError, OutputError
 from cmgcli.files import write_whole
 from cmgcli.head import DefectHead
@@ -32,6 +33,7 @@ def save(detector: Detector, path: Path) -> None:
     tensors = {
         "language.text": language.text,
         "language.means": language.means,
+        "language.groups": language.groups,
         "space.projection": language.space.projection,
         "space.unexplained": language.space.unexplained,
         "bank.features": detector.bank.features,
@@ -99,6 +101,7 @@ def _detector(header: dict, tensors: dict[str, torch.Tensor]) -> Detector:
         tuple(header["captions"]),
         tensors["language.text"],
         tensors["language.means"],
+        tensors["language.groups"],
         space,
         settings.cmle,
         settings.neighbours,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cmgcli.bank import PatchBank
 from cmgcli.calibrate import Calibration
 from cmgcli.cmle import GuidedSpace, Reconstruction, caption_weights, residual_norm
 from cmgcli.head import DefectHead
@@ -49,6 +50,7 @@ class Language:
     captions: tuple[str, ...]  # U unique captions
     text: Tensor  # (U, D) float32 unit norm
     means: Tensor  # (U, D) float64 mean embedding of each caption's images; (1, D) of all images where CMLE is off
+    groups: Tensor  # (U,) int64 group of the patch bank that a caption's images fill
     space: GuidedSpace
     guided: bool  # False where CMLE is off: then every caption says the same
     neighbours: int
@@ -64,13 +66,9 @@ class Language:
         """The caption's group in the calibration: its number, -1 where it is not stored or every caption says the same."""
         return self.captions.index(caption) if self.guided and caption in self.captions else -1
 
-    def bank_group(self, caption: int) -> int:
-        """The group of the patch bank that a stored caption's images fill: its own, or one for all without CMLE."""
-        return caption if self.guided else 0
-
     def bank_groups(self, caption: Reconstruction) -> Tensor:
         """The groups of the patch bank that a caption's weights (K,) point to."""
-        return caption.sources[caption.weights >= min(SEARCHED_WEIGHT, float(caption.weights.max()))]
+        return self.groups[caption.sources[caption.weights >= min(SEARCHED_WEIGHT, float(caption.weights.max()))]]
 
     def image_score(self, embedding: Tensor, caption: Reconstruction) -> float:
         """Norm of the residual between an image embedding (D,) and the place that its caption's weights (K,) give it."""
@@ -88,77 +86,10 @@ def patch_features(layers: Sequence[Tensor]) -> Tensor:
     return torch.cat([F.normalize(tokens.float(), dim=-1) for tokens in layers], dim=-1) / len(layers) ** 0.5
 
 
-@dataclass(frozen=True)
-class PatchBank:
-    """Normal patches, grouped by caption: language is the coarse quantiser of the search."""
-
-    features: Tensor  # (M, V) float32
-    groups: Tensor  # (M,) int64 caption numbers, ascending
-
-    def distances(self, patches: Tensor, groups: Tensor) -> Tensor:
-        """Distance (K,) of each patch (K, V) to its nearest normal patch in the given groups."""
-        rows = torch.isin(self.groups, groups)
-        return torch.cdist(patches.to(self.features), self.features[rows]).amin(dim=1)
-
-
 def top_mean(distances: Tensor, patch_count: int) -> float:
     """Mean of the largest distances, as many as 1 % of an image's patches."""
     count = min(len(distances), max(1, round(TOP_SHARE * patch_count)))
     return float(distances.topk(count).values.mean())
-
-
-def k_center(features: Tensor, budget: int, *, seed: int = 0) -> Tensor:
-    """Greedy k-center coreset: indices (budget,) of rows of (n, V) such that every row has a chosen one nearby.
-
-    Farthest-first traversal (Gonzalez 1985; a 2-approximation), on a random projection to 64 dimensions as in PatchCore
-    (Roth et al. 2022). All rows where ``n <= budget``.
-    """
-    if len(features) <= budget:
-        return torch.arange(len(features))
-    generator = torch.Generator().manual_seed(seed)
-    projection = torch.randn(features.shape[1], 64, generator=generator) / 8
-    points = features.float().cpu() @ projection  # (n, 64)
-    norms = (points**2).sum(1)
-    chosen = torch.empty(budget, dtype=torch.int64)
-    nearest = torch.full((len(points),), torch.inf)
-    current = int((points - points.mean(0)).norm(dim=1).argmin())
-    for i in range(budget):
-        chosen[i] = current
-        squared = norms - 2 * (points @ points[current]) + norms[current]
-        nearest = torch.minimum(nearest, squared)
-        nearest[current] = -1.0
-        current = int(nearest.argmax())
-    return chosen.sort().values
-
-
-class BankBuilder:
-    """Streams patches into a bank of fixed budget: each group's buffer is reduced to its share whenever it is full."""
-
-    def __init__(self, groups: int, *, budget: int) -> None:
-        self.share = max(budget // max(groups, 1), 32)
-        self.buffers: list[list[Tensor]] = [[] for _ in range(groups)]
-        self.sizes = [0] * groups
-
-    def add(self, patches: Tensor, group: int) -> None:
-        """Take in the kept patches (K, V) of one image."""
-        self.buffers[group].append(patches.detach().float().cpu())
-        self.sizes[group] += len(patches)
-        if self.sizes[group] > 4 * self.share:
-            self._reduce(group)
-
-    def _reduce(self, group: int) -> None:
-        joined = torch.cat(self.buffers[group])
-        self.buffers[group] = [joined[k_center(joined, self.share)]]
-        self.sizes[group] = len(self.buffers[group][0])
-
-    def build(self) -> PatchBank:
-        """The bank of what was added, within the budget."""
-        for group, size in enumerate(self.sizes):
-            if size > self.share:
-                self._reduce(group)
-        features = [torch.cat(buffer) for buffer in self.buffers if buffer]
-        groups = [torch.full((size,), group) for group, size in enumerate(self.sizes) if size]
-        return PatchBank(torch.cat(features).contiguous(), torch.cat(groups))
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from cmgcli.bank import LEAST_SHARE, BankBuilder, caption_groups
 from cmgcli.calibrate import calibrate
 from cmgcli.cmle import ResidualMoments, guided_space, structure_matrix, uniform_structure
-from cmgcli.detector import BankBuilder, Blend, Detector, Language
+from cmgcli.detector import Blend, Detector, Language
 from cmgcli.looks import Looks
 from cmgcli.model import Model
 from cmgcli.view import View
@@ -33,7 +34,9 @@ class Learner:
             else uniform_structure(self.count)
         )
         self.moments = ResidualMoments(structure, looks.encoder.dim)
-        self.builder = BankBuilder(len(structure.counts), budget=self.settings.bank_size)
+        most = max(1, self.settings.bank_size // LEAST_SHARE) if self.settings.cmle else 1
+        self.groups = caption_groups(self.text, most)  # (U,)
+        self.builder = BankBuilder(int(self.groups.max()) + 1, budget=self.settings.bank_size)
         self.keeps: list[np.ndarray] = []  # (h, w) bool of each view
 
     def add(self, numbers: Sequence[int], views: Sequence[View]) -> None:
@@ -41,9 +44,9 @@ class Learner:
         if not views:
             return
         captions = [self.number[self.looks.records[i].text] for i in numbers]
-        groups = captions if self.settings.cmle else [0] * len(captions)
-        self.moments.add(torch.stack([view.embedding for view in views]), torch.tensor(groups))
-        for view, group in zip(views, groups, strict=True):
+        rows = torch.tensor(captions if self.settings.cmle else [0] * len(captions))
+        self.moments.add(torch.stack([view.embedding for view in views]), rows)
+        for view, group in zip(views, self.groups[captions].tolist(), strict=True):
             self.builder.add(view.patches, group)
             self.keeps.append(view.keep)
 
@@ -51,7 +54,7 @@ class Learner:
         """A model of what was shown: without a head, its parts not weighted and its threshold not calibrated."""
         s = self.settings
         space = guided_space(self.moments, latent_dim=s.latent_dim)
-        language = Language(self.captions, self.text, self.moments.group_means, space, s.cmle, s.neighbours, s.ridge)
+        language = Language(self.captions, self.text, self.moments.group_means, self.groups, space, s.cmle, s.neighbours, s.ridge)
         flat = Blend(np.zeros(3), np.ones(3), np.array([0.5, 0.5, 0.0]))
         empty = calibrate([], [], false_alarm=false_alarm, method=s.calibration)
         reference = np.array([[0.0, 1.0]] * 2)

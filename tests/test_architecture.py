@@ -29,7 +29,7 @@ FLOORS = (
     {"rows", "pictures"},
     {"detector", "pretrained_head"},
     {"adapt"},
-    {"calibrate", "cmer", "cmle", "encoder", "dataset", "loader", "metrics", "line"},
+    {"bank", "calibrate", "cmer", "cmle", "encoder", "dataset", "loader", "metrics", "line"},
     {"snapshot", "head", "images", "defects", "parts", "surfaces"},
     {"containers", "defect_kinds", "files"},
     {"jpeg"},

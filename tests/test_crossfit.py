@@ -1,5 +1,7 @@
 """Cross-fitting and the shared views, against slow twins."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -95,3 +97,11 @@ def test_captions_that_mean_the_same_to_the_encoder_fit(small_line):
     assert (encoder.encode_text([records[0].text]) == encoder.encode_text([records[1].text])).all()
     model = fit_records(records, encoder, settings_of(encoder, bank_size=64), false_alarm=0.2)
     assert np.isfinite(model.detector.calibration.scores).all()
+
+
+def test_the_bank_keeps_its_budget_past_its_number_of_captions(encoder, records):
+    """Of 24 captions and a budget of 100 patches three groups can be filled."""
+    many = [replace(record, text=f"{record.text} number {i}") for i, record in enumerate(records)]
+    model = fit_records(many, encoder, settings_of(encoder, bank_size=100), false_alarm=0.2)
+    assert len(model.detector.bank.features) <= 100 and int(model.detector.bank.groups.max()) == 2
+    assert np.isfinite(next(model.score([many[0].path])).score)
