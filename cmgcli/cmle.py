@@ -156,6 +156,11 @@ def shrink(covariance: Tensor, count: int) -> Tensor:
     return (1 - weight) * covariance + weight * scale * torch.eye(dim, dtype=covariance.dtype)
 
 
+def whitening(covariance: Tensor) -> Tensor:
+    """``W`` (D, D) with ``W C W^T = I`` for a positive definite covariance ``C``."""
+    return torch.linalg.inv(torch.linalg.cholesky(covariance))
+
+
 def guided_space(moments: ResidualMoments, *, latent_dim: int | None = None) -> GuidedSpace:
     """Closed form of ``min |Z - S Z|^2 / N`` under ``Z^T Z / N = I``: the smallest generalised eigenvectors of E^T E, X^T X.
 
@@ -171,7 +176,7 @@ def guided_space(moments: ResidualMoments, *, latent_dim: int | None = None) -> 
     dim = len(residual)
     if latent_dim is not None and not 1 <= latent_dim <= dim:
         raise SettingsError(f"latent dim: expected 1 to {dim}, got {latent_dim}")
-    whiten = torch.linalg.inv(torch.linalg.cholesky(total))  # W C W^T = I
+    whiten = whitening(total)
     values, vectors = torch.linalg.eigh(whiten @ residual @ whiten.T)  # ascending
     return GuidedSpace((vectors.T @ whiten)[:latent_dim].contiguous(), values[:latent_dim].clamp(min=1e-12))
 

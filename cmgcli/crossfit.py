@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from cmgcli.calibrate import calibrate, folds
 from cmgcli.heldout import gather, joined
-from cmgcli.learn import Progress, learn
+from cmgcli.learn import Progress, learn, state_of
 from cmgcli.looks import Looks
 from cmgcli.model import Model
 
 MADE_UP = 48
 
 
-def cross_fit(looks: Looks, *, false_alarm: float, report: Progress) -> Model:
+def cross_fit(looks: Looks, *, false_alarm: float, snapshot: Path | None = None, report: Progress) -> Model:
     """Fit on all records, with a threshold from K-fold cross-fitted scores (after CV+, Barber et al. 2021).
 
     One pass fits the final model and the K models of the folds, a second judges each fold's images by the model fitted
@@ -25,7 +26,10 @@ def cross_fit(looks: Looks, *, false_alarm: float, report: Progress) -> Model:
     count = len(looks.records)
     held = folds(count, seed=looks.settings.seed)
     rest = [sorted(set(range(count)) - set(fold)) for fold in held]
-    final, *drafts = (learner.draft(false_alarm=false_alarm) for learner in learn(looks, [range(count), *rest], report))
+    learners = learn(looks, [range(count), *rest], report)
+    final, *drafts = (
+        learner.draft(false_alarm=false_alarm, snapshot=state_of(snapshot, k), report=report) for k, learner in enumerate(learners)
+    )
     evidence, done = [], 0
     for draft, fold in zip(drafts, held, strict=True):
         made_up = -(-MADE_UP // len(held))

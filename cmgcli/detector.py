@@ -17,6 +17,7 @@ from cmgcli.bank import PatchBank
 from cmgcli.calibrate import Calibration
 from cmgcli.cmle import GuidedSpace, Reconstruction, caption_weights, residual_norm
 from cmgcli.head import DefectHead
+from cmgcli.projection import Latent
 
 PARTS = ("image_score", "patch_score", "head_score")
 TOP_SHARE = 0.01
@@ -40,6 +41,8 @@ class Settings:
     latent_dim: int | None
     adapt_steps: int  # the most; 0: no defect head
     calibration: str  # split or cross
+    projection: str  # closed, linear or mlp
+    epochs: int  # of a trained projection
     seed: int
 
 
@@ -55,6 +58,7 @@ class Language:
     guided: bool  # False where CMLE is off: then every caption says the same
     neighbours: int
     ridge: float
+    latent: Latent | None = None  # of a trained projection: then space and means are those of z = h(x)
 
     def weights_of(self, text: Tensor) -> Reconstruction:
         """Any caption embedding (D,) written by the stored captions."""
@@ -72,7 +76,8 @@ class Language:
 
     def image_score(self, embedding: Tensor, caption: Reconstruction) -> float:
         """Norm of the residual between an image embedding (D,) and the place that its caption's weights (K,) give it."""
-        return float(residual_norm(self.space, embedding.cpu(), caption.of(self.means)))
+        place = embedding.cpu().float()
+        return float(residual_norm(self.space, place if self.latent is None else self.latent(place), caption.of(self.means)))
 
     def best_caption(self, embedding: Tensor, *, candidates: int = 3) -> int:
         """The stored caption for an image that has none: of those that match it best, the one with the least residual."""

@@ -41,6 +41,14 @@ class Calibration(str, Enum):
     cross = "cross"
 
 
+class Projection(str, Enum):
+    """How the guided space is made."""
+
+    closed = "closed"
+    linear = "linear"
+    mlp = "mlp"
+
+
 class Format(str, Enum):
     """How rows are written."""
 
@@ -87,7 +95,7 @@ PrintConfig = Annotated[
     typer.Option("--print-config", help="Print all options as they would take effect, as YAML that --config reads, and exit.", rich_help_panel=OUTPUT),
 ]
 FitResume = Annotated[
-    bool, typer.Option("--resume", help="Go on with the head's training where a fit of the same images and settings broke off.", rich_help_panel=OUTPUT)
+    bool, typer.Option("--resume", help="Go on with the training where a fit of the same images and settings broke off.", rich_help_panel=OUTPUT)
 ]
 ModelOut = Annotated[Path, typer.Option(help="Model file to write.", rich_help_panel=OUTPUT)]
 MaskOut = Annotated[Path, typer.Option(help="Directory to write.", show_default=False, rich_help_panel=OUTPUT)]
@@ -121,6 +129,13 @@ RelevanceOption = Annotated[
 ]
 KeepOption = Annotated[Optional[str], typer.Option(help="Share of the patches that CMER keeps, or auto.", show_default="auto", rich_help_panel=METHOD)]
 LatentDim = Annotated[Optional[int], typer.Option(min=1, help="Directions kept in the guided space.", show_default="all", rich_help_panel=METHOD)]
+ProjectionOption = Annotated[
+    Optional[Projection],
+    typer.Option(
+        "--projection", help="Guided space: in closed form, or a linear or mlp projection that is trained.", show_default="closed", rich_help_panel=METHOD
+    ),
+]
+Epochs = Annotated[Optional[int], typer.Option(min=1, help="Passes over the images that train the projection.", show_default="300", rich_help_panel=METHOD)]
 Neighbours = Annotated[Optional[int], typer.Option(min=0, help="Nearest captions that explain a caption.", show_default="4", rich_help_panel=METHOD)]
 Ridge = Annotated[Optional[float], typer.Option(min=0, help="How evenly they share the weight.", show_default="0.05", rich_help_panel=METHOD)]
 BankSize = Annotated[Optional[int], typer.Option(min=1, help="Normal patches in memory.", show_default="4096", rich_help_panel=METHOD)]

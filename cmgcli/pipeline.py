@@ -26,11 +26,12 @@ from cmgcli.encoder import Encoder, load_encoder
 from cmgcli.errors import DatasetError, ImageError
 from cmgcli.head import DefectHead
 from cmgcli.heldout import drawn_auroc, gather
-from cmgcli.learn import Progress, learn
+from cmgcli.learn import Progress, learn, state_of
 from cmgcli.loader import BATCH, ImageStore, decoded
 from cmgcli.looks import Looks
 from cmgcli.model import Model
 from cmgcli.pretrained_head import load_head
+from cmgcli.projection import check_projection
 from cmgcli.rows import MaskRow
 from cmgcli.view import View, choose_relevance, look
 
@@ -68,6 +69,8 @@ def fit(
     ridge: float = 0.05,
     bank_size: int = 4096,
     latent_dim: int | None = None,
+    projection: str = "closed",
+    epochs: int = 300,
     batch_size: int = BATCH,
     seed: int = 0,
     allow_missing: bool = False,
@@ -87,7 +90,8 @@ def fit(
         relevance: fast, sampled or occlusion; None takes the best that the encoder allows cheaply.
         keep: share of patches that CMER keeps, or auto. neighbours, ridge: see `cmle.structure_matrix`.
         bank_size: patches in memory. latent_dim: truncates the guided space; None keeps all directions.
-        snapshot: a file for the state of the head's training; a fit broken off goes on from it. None keeps no state.
+        projection: closed (the closed form), or a linear or mlp projection trained for so many epochs; see `projection`.
+        snapshot: a file for the state of the trainings; a fit broken off goes on from it. None keeps no state.
         progress: called with a stage, what is done of it and its total.
     Raises:
         CmgError: input, settings or weights that cannot be used.
@@ -110,6 +114,8 @@ def fit(
         latent_dim=latent_dim,
         adapt_steps=adapt_steps if adapt else 0,
         calibration=choose_calibration(calibration, head=adapt),
+        projection=check_projection(projection),
+        epochs=epochs,
         seed=seed,
     )
     return fit_records(records, tower, settings, false_alarm=false_alarm, batch_size=batch_size, snapshot=snapshot, progress=progress)
@@ -133,10 +139,10 @@ def fit_records(
     report = progress or (lambda stage, done, total: None)
     looks = looks or Looks(records, encoder, settings, batch_size=batch_size)
     if settings.calibration == "cross" and len(records) > 1:
-        return cross_fit(looks, false_alarm=false_alarm, report=report)
+        return cross_fit(looks, false_alarm=false_alarm, snapshot=snapshot, report=report)
     parts = split(len(records), false_alarm=false_alarm, seed=settings.seed)
     (learner,) = learn(looks, [parts.fit], report)
-    draft = learner.draft(false_alarm=false_alarm)
+    draft = learner.draft(false_alarm=false_alarm, snapshot=state_of(snapshot, 0), report=report)
     if settings.adapt_steps > 0:
         draft = replace(draft, detector=replace(draft.detector, head=_adapt(looks, parts, learner.keeps, snapshot, report)))
 

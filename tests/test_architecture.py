@@ -28,7 +28,7 @@ FLOORS = (
     {"verdict"},
     {"rows", "pictures"},
     {"detector", "pretrained_head"},
-    {"adapt"},
+    {"adapt", "projection"},
     {"bank", "calibrate", "cmer", "cmle", "encoder", "dataset", "loader", "metrics", "line"},
     {"snapshot", "head", "images", "defects", "parts", "surfaces"},
     {"containers", "defect_kinds", "files"},

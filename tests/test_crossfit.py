@@ -44,7 +44,7 @@ def test_every_image_is_scored_by_a_model_that_has_not_seen_it(encoder, records)
         unseen = Looks(records, encoder, settings, budget=0)
         rest = [record for record in records if record not in [records[i] for i in fold]]
         (learner,) = learn(Looks(rest, encoder, settings, budget=0), [range(len(rest))], quiet)
-        evidence.append(gather(learner.draft(false_alarm=0.1), unseen, fold, made_up=-(-MADE_UP // 5), report=quiet))
+        evidence.append(gather(learner.draft(false_alarm=0.1, report=quiet), unseen, fold, made_up=-(-MADE_UP // 5), report=quiet))
     scores = [joined(evidence[:k] + evidence[k + 1 :]).blend()(evidence[k].normal) for k in range(5)]
     np.testing.assert_allclose(model.detector.calibration.scores, np.sort(np.concatenate(scores)), atol=1e-4)
     assert model.detector.fit_images == len(records)
