@@ -1,8 +1,11 @@
-"""The threshold and its promise: split-conformal p-values from normal images only, no defect needed.
+"""The threshold and its promise: conformal p-values from normal images only, no defect needed.
 
-If a new normal image is exchangeable with the ``n`` calibration images, which no other part of the fit has seen, it is
-called anomalous with probability at most ``a`` (Vovk et al. 2005; Lei et al. 2018). Groups get their own threshold where
-they are large enough to promise the rate themselves (Mondrian conformal prediction).
+Split: if a new normal image is exchangeable with the ``n`` calibration images, which no other part of the fit has seen,
+it is called anomalous with probability at most ``a`` (Vovk et al. 2005; Lei et al. 2018). Cross: each of the ``n`` images
+is scored by a model fitted without its fold. The rate then comes out near ``a``, without a proof: were a new image judged
+by the models of the folds, CV+ would bound it by about ``2 a`` (Barber et al. 2021, theorem 4), but it is judged by the
+one model fitted on all images. Groups get their own threshold where they are large enough to promise the rate
+themselves (Mondrian conformal prediction).
 """
 
 from __future__ import annotations
@@ -14,6 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from cmgcli.errors import SettingsError
+
+METHODS = ("split", "cross")
+FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class Calibration:
     false_alarm: float
     scores: np.ndarray  # (n,) float64, ascending
     groups: dict[int, np.ndarray]  # caption number -> ascending scores
+    method: str  # one of METHODS
 
     def scores_for(self, group: int | None) -> np.ndarray:
         """The calibration scores that judge an image of this group: the group's own, else all."""
@@ -61,7 +68,12 @@ class Calibration:
             needed = math.ceil(1 / self.false_alarm) - 1
             return (
                 f"{n} calibration images cannot promise a false-alarm rate of {self.false_alarm:g} (that takes {needed}); "
-                f"the threshold promises {self.promised_rate:.3g}, the smallest rate that {n} images can"
+                f"the threshold promises {'about ' if self.method == 'cross' else ''}{self.promised_rate:.3g}, the smallest rate that {n} images can"
+            )
+        if self.method == "cross":
+            return (
+                f"about {self.false_alarm:g} of good images will be called anomalous (cross-fitted on {n} images: near that rate in practice; "
+                f"the theory of CV+ allows up to {2 * self.false_alarm:g}, for an exact bound give --calibration split)"
             )
         return f"at most {self.false_alarm:g} of good images will be called anomalous (split conformal, {n} calibration images)"
 
@@ -84,7 +96,22 @@ def conformal_threshold(scores: np.ndarray, false_alarm: float) -> float:
     return float(scores[min(rank, n) - 1])
 
 
-def calibrate(scores: Sequence[float], groups: Sequence[int], *, false_alarm: float = 0.01) -> Calibration:
+def choose_calibration(method: str | None, *, head: bool) -> str:
+    """The method asked for; by default split where a defect head is trained, which must not see the images, else cross.
+
+    Raises:
+        SettingsError: an unknown method, or cross with a head, which would have to be trained again for each fold.
+    """
+    if method is None:
+        return "split" if head else "cross"
+    if method not in METHODS:
+        raise SettingsError(f"calibration: expected one of {', '.join(METHODS)}, got {method!r}")
+    if method == "cross" and head:
+        raise SettingsError(f"calibration cross would train the defect head {FOLDS} times more; use calibration split, or fit without the head (--no-adapt)")
+    return method
+
+
+def calibrate(scores: Sequence[float], groups: Sequence[int], *, false_alarm: float = 0.01, method: str = "split") -> Calibration:
     """Build the calibration from the scores of held-out normal images and the caption number of each.
 
     Raises:
@@ -98,7 +125,7 @@ def calibrate(scores: Sequence[float], groups: Sequence[int], *, false_alarm: fl
     number = np.asarray(groups, np.int64)
     enough = 1 / false_alarm - 1 - 1e-9
     large = {int(g): np.sort(values[number == g]) for g in np.unique(number) if (number == g).sum() >= enough}
-    return Calibration(false_alarm, np.sort(values), large)
+    return Calibration(false_alarm, np.sort(values), large, method)
 
 
 def split(count: int, *, false_alarm: float = 0.01, seed: int = 0) -> Split:
@@ -114,3 +141,11 @@ def split(count: int, *, false_alarm: float = 0.01, seed: int = 0) -> Split:
     order = np.random.default_rng(seed).permutation(count).tolist()
     parts = order[:calibration], order[calibration : calibration + tune], order[calibration + tune :]
     return Split(*(tuple(sorted(part)) for part in (parts[2], parts[1], parts[0])))
+
+
+def folds(count: int, *, seed: int = 0) -> tuple[tuple[int, ...], ...]:
+    """Part ``count`` images, at least two, at random into five folds of even size; into ``count`` where there are fewer."""
+    if count < 2:
+        raise SettingsError(f"folds: expected at least two images, got {count}")
+    order = np.random.default_rng(seed).permutation(count)
+    return tuple(tuple(sorted(fold.tolist())) for fold in np.array_split(order, min(FOLDS, count)))

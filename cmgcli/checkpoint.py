@@ -6,17 +6,23 @@ import json
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import nn
 
+from cmgcli.bank import PatchBank
 from cmgcli.calibrate import Calibration
-from cmgcli.cmle import GuidedSpace, Structure
-from cmgcli.detector import Blend, Detector, Language, PatchBank, Settings
+from cmgcli.cmle import GuidedSpace
+from cmgcli.detector import Blend, Detector, Language, Settings
 from cmgcli.errors import CheckpointError, OutputError
 from cmgcli.files import write_whole
 from cmgcli.head import DefectHead
+from cmgcli.projection import Latent
 
-FORMAT = 2
+Module = TypeVar("Module", bound=nn.Module)
+
+FORMAT = 3
 PACKAGES = ("cmgcli", "torch", "open_clip_torch", "numpy")
 
 
@@ -31,9 +37,8 @@ def save(detector: Detector, path: Path) -> None:
     language, calibration = detector.language, detector.calibration
     tensors = {
         "language.text": language.text,
-        "language.weights": language.structure.weights,
-        "language.counts": language.structure.counts,
         "language.means": language.means,
+        "language.groups": language.groups,
         "space.projection": language.space.projection,
         "space.unexplained": language.space.unexplained,
         "bank.features": detector.bank.features,
@@ -58,6 +63,10 @@ def save(detector: Detector, path: Path) -> None:
         head = detector.head
         header["head"] = {"token_width": head.token_width, "widths": head.widths}
         tensors |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
+    if language.latent is not None:
+        latent = language.latent
+        header["latent"] = {"kind": latent.kind, "dim": latent.dim, "latent_dim": latent.latent_dim}
+        tensors |= {f"latent.{name}": tensor for name, tensor in latent.state_dict().items()}
     # safetensors refuses two tensors that share memory, and the ones from a GPU are stored as they come
     owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:
@@ -96,23 +105,24 @@ def load(path: Path) -> Detector:
 
 def _detector(header: dict, tensors: dict[str, torch.Tensor]) -> Detector:
     settings = Settings(**{**header["settings"], "layers": tuple(header["settings"]["layers"])})
-    structure = Structure(tensors["language.weights"], tensors["language.counts"])
     space = GuidedSpace(tensors["space.projection"], tensors["space.unexplained"])
+    latent = None
+    if "latent" in header:
+        latent = _weighted(Latent(**header["latent"]), "latent.", tensors)
     language = Language(
         tuple(header["captions"]),
         tensors["language.text"],
-        structure,
         tensors["language.means"],
+        tensors["language.groups"],
         space,
         settings.cmle,
         settings.neighbours,
         settings.ridge,
+        latent,
     )
     head = None
     if "head" in header:
-        head = DefectHead(header["head"]["token_width"], widths=header["head"]["widths"])
-        head.load_state_dict({name.removeprefix("head."): t for name, t in tensors.items() if name.startswith("head.")})
-        head.eval().requires_grad_(False)
+        head = _weighted(DefectHead(header["head"]["token_width"], widths=header["head"]["widths"]), "head.", tensors)
     prefix = "calibration.group."
     groups = {int(name.removeprefix(prefix)): t.numpy() for name, t in tensors.items() if name.startswith(prefix)}
     return Detector(
@@ -122,6 +132,11 @@ def _detector(header: dict, tensors: dict[str, torch.Tensor]) -> Detector:
         head,
         Blend(*(tensors[f"blend.{name}"].numpy() for name in ("location", "scale", "weight"))),
         tensors["map_reference"].numpy(),
-        Calibration(header["false_alarm"], tensors["calibration.scores"].numpy(), groups),
+        Calibration(header["false_alarm"], tensors["calibration.scores"].numpy(), groups, settings.calibration),
         header["fit_images"],
     )
+
+
+def _weighted(module: Module, prefix: str, tensors: dict[str, torch.Tensor]) -> Module:
+    module.load_state_dict({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
+    return module.eval().requires_grad_(False)

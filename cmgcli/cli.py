@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -48,22 +48,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-PACKAGES = ("cmgcli", "torch", "open_clip_torch", "numpy", "opencv-python")
-
-
-def version(show: bool) -> None:
-    """Print the versions that a result depends on, without importing what they are of."""
-    if show:
-        import platform
-        from importlib.metadata import version as installed
-
-        print(" ".join(f"{package} {installed(package)}" for package in PACKAGES), "python", platform.python_version())
-        raise typer.Exit
-
-
 @app.callback()
 def main(
-    show_version: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Print versions and exit.")] = False,
+    version: o.Version = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
@@ -112,6 +99,7 @@ def fit(
     print_config: o.PrintConfig = False,
     encoder: o.EncoderOption = None,
     false_alarm: o.FalseAlarm = None,
+    calibration: o.CalibrationOption = None,
     cmer: o.Cmer = None,
     cmle: o.Cmle = None,
     adapt: o.Adapt = None,
@@ -119,6 +107,8 @@ def fit(
     relevance: o.RelevanceOption = None,
     keep: o.KeepOption = None,
     latent_dim: o.LatentDim = None,
+    projection: o.ProjectionOption = None,
+    epochs: o.Epochs = None,
     neighbours: o.Neighbours = None,
     ridge: o.Ridge = None,
     bank_size: o.BankSize = None,
@@ -134,8 +124,8 @@ def fit(
     """
     with reported():
         options = given(
-            captions=captions, caption=caption, encoder=encoder, false_alarm=false_alarm, cmer=cmer, cmle=cmle, adapt=adapt,
-            adapt_steps=adapt_steps, relevance=relevance, keep=parse_keep(keep), latent_dim=latent_dim, neighbours=neighbours, ridge=ridge,
+            captions=captions, caption=caption, encoder=encoder, false_alarm=false_alarm, calibration=calibration, cmer=cmer, cmle=cmle, adapt=adapt,
+            adapt_steps=adapt_steps, relevance=relevance, keep=parse_keep(keep), latent_dim=latent_dim, projection=projection, epochs=epochs, neighbours=neighbours, ridge=ridge,
             bank_size=bank_size, device=device, batch_size=batch_size, seed=seed, allow_missing=allow_missing or None,
         )  # fmt: skip
         if images is None and not print_config:

@@ -2,7 +2,7 @@
 
 Letters: ``N`` images, ``U`` unique captions, ``D`` dimensions, ``S`` the (N, N) structure matrix, ``X`` the image
 embeddings. ``S`` never exists as a matrix: images with the same caption share their row up to leaving themselves out, so
-`Structure` holds the weights between captions (U, U) and the group sizes, which is the same thing in ``O(U k)``.
+`Structure` holds the few captions that each caption is written by and the group sizes, the same thing in ``O(U k)``.
 """
 
 from __future__ import annotations
@@ -14,31 +14,45 @@ from torch import Tensor
 
 from cmgcli.errors import SettingsError
 
+CHUNK = 1024  # captions whose similarities to all others are held at a time
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Captions written as combinations of a few stored ones."""
+
+    sources: Tensor  # (..., K) int64 numbers of stored captions
+    weights: Tensor  # (..., K) float64, sum to 1
+
+    def of(self, values: Tensor) -> Tensor:
+        """The same combinations (..., D) of one value (D,) per stored caption, given as (U, D)."""
+        return sum(self.weights[..., k, None] * values[self.sources[..., k]] for k in range(self.weights.shape[-1]))
+
 
 @dataclass(frozen=True)
 class Structure:
-    """The captions' structure matrix: row ``u`` of ``weights`` spreads caption ``u`` over itself and its neighbours."""
+    """The captions' structure matrix: row ``u`` spreads caption ``u`` over itself and its neighbours."""
 
-    weights: Tensor  # (U, U) float64, rows sum to 1 (to 0 for a caption that has neither company nor neighbours)
+    rows: Reconstruction  # (U, K); caption u itself stands first. Weights sum to 1, to 0 where there is neither company nor neighbour
     counts: Tensor  # (U,) int64, images per caption
 
 
 def reconstruction_weights(target: Tensor, sources: Tensor, *, ridge: float) -> Tensor:
-    """Weights (k,) summing to 1 of the ``k`` sources that best reconstruct the target, ridge-regularised.
+    """Weights (..., k) float64 summing to 1 of the sources (..., k, D) that best reconstruct the target (..., D).
 
     Minimises ``|t - w^T s|^2 + ridge * trace(G) / k * |w|^2`` (Roweis & Saul 2000, with the Gram matrix ``G`` of the
     differences). Where every source equals the target the weights are even.
     """
-    difference = (target.unsqueeze(0) - sources).double()  # (k, D)
-    gram = difference @ difference.T
-    scale = gram.trace() / len(sources)
-    regular = gram + torch.eye(len(sources), dtype=torch.float64, device=gram.device) * (ridge * scale).clamp(min=1e-12)
-    weights = torch.linalg.solve(regular, torch.ones(len(sources), dtype=torch.float64, device=gram.device))
-    return weights / weights.sum()
+    difference = (target.unsqueeze(-2) - sources).double()  # (..., k, D)
+    gram = difference @ difference.mT  # (..., k, k)
+    penalty = (ridge * gram.diagonal(dim1=-2, dim2=-1).mean(-1)).clamp(min=1e-12)
+    regular = gram + penalty[..., None, None] * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    weights = torch.linalg.solve(regular, torch.ones_like(difference[..., 0]))
+    return weights / weights.sum(-1, keepdim=True)
 
 
 def structure_matrix(text: Tensor, counts: Tensor, *, neighbours: int = 4, ridge: float = 0.05) -> Structure:
-    """Write each caption as a combination of its own group and its nearest captions.
+    """Write each caption as a combination of its own group and its nearest captions, in memory ``O(U k)``.
 
     Args:
         text: (U, D) unit-norm embeddings of the unique captions.
@@ -49,33 +63,30 @@ def structure_matrix(text: Tensor, counts: Tensor, *, neighbours: int = 4, ridge
     """
     if len(text) != len(counts) or bool((counts < 1).any()):
         raise SettingsError(f"structure matrix: expected one positive count per caption, got {len(text)} captions and counts {counts.tolist()}")
-    captions = len(text)
-    weights = torch.zeros(captions, captions, dtype=torch.float64)
-    similarity = text @ text.T
-    similarity.fill_diagonal_(-2.0)
-    nearest = similarity.topk(min(neighbours, captions - 1), dim=1).indices if captions > 1 else None
-    for u in range(captions):
-        own = [u] if counts[u] > 1 else []
-        near = nearest[u].tolist() if nearest is not None else []
-        if own or near:
-            weights[u, own + near] = reconstruction_weights(text[u], text[own + near], ridge=ridge).cpu()
-    return Structure(weights, counts.cpu())
+    text, counts = text.cpu(), counts.cpu()
+    k = min(neighbours, len(text) - 1)
+    sources = torch.empty(len(text), k + 1, dtype=torch.int64)
+    weights = torch.zeros(len(text), k + 1, dtype=torch.float64)
+    for rows in torch.arange(len(text)).split(CHUNK):
+        similarity = text[rows] @ text.T  # (CHUNK, U)
+        similarity[torch.arange(len(rows)), rows] = torch.inf  # itself first
+        sources[rows] = similarity.topk(k + 1, dim=1).indices
+        for members, first in ((rows[counts[rows] > 1], 0), (rows[counts[rows] == 1], 1)):
+            near = sources[members, first:]
+            if near.numel():
+                weights[members, first:] = reconstruction_weights(text[members], text[near], ridge=ridge)
+    return Structure(Reconstruction(sources, weights), counts)
 
 
-def uniform_structure(counts: Tensor) -> Structure:
-    """The structure that knows nothing: ``S`` is ``1 / (N - 1)`` off the diagonal, what identical captions give."""
-    counts = counts.cpu()
-    company = max(int(counts.sum()) - 1, 1)
-    weights = counts.double().repeat(len(counts), 1) - torch.eye(len(counts), dtype=torch.float64)
-    return Structure(weights / company, counts)
+def uniform_structure(count: int) -> Structure:
+    """The structure that knows nothing: all ``N`` images are one group, so ``S`` is ``1 / (N - 1)`` off the diagonal."""
+    return structure_matrix(torch.ones(1, 1), torch.tensor([count]))
 
 
-def caption_weights(target: Tensor, text: Tensor, *, neighbours: int = 4, ridge: float = 0.05) -> Tensor:
-    """Out-of-sample row (U,) float64: the weights of a caption against the stored ones, itself among them if stored."""
-    weights = torch.zeros(len(text), dtype=torch.float64)
+def caption_weights(target: Tensor, text: Tensor, *, neighbours: int = 4, ridge: float = 0.05) -> Reconstruction:
+    """Out-of-sample row: a caption (D,) written by the stored ones (U, D) nearest to it, itself among them if stored."""
     nearest = (text @ target).topk(min(neighbours + 1, len(text))).indices
-    weights[nearest.cpu()] = reconstruction_weights(target, text[nearest], ridge=ridge).cpu()
-    return weights
+    return Reconstruction(nearest.cpu(), reconstruction_weights(target, text[nearest], ridge=ridge).cpu())
 
 
 class ResidualMoments:
@@ -86,10 +97,10 @@ class ResidualMoments:
     """
 
     def __init__(self, structure: Structure, dim: int) -> None:
-        own = structure.weights.diagonal()
-        company = (structure.counts - 1).clamp(min=1).double()
+        own = structure.rows.weights[:, 0]
         self.structure = structure
-        self.scale = 1 + own / company  # (U,) a_u
+        self.own = own / (structure.counts - 1).clamp(min=1)  # (U,) w_uu / (n_u - 1)
+        self.scale = 1 + self.own  # (U,) a_u
         self.sums = torch.zeros(len(own), dim, dtype=torch.float64)
         self.seen = torch.zeros(len(own), dtype=torch.int64)
         self.second = torch.zeros(dim, dim, dtype=torch.float64)  # sum of x x^T
@@ -112,10 +123,9 @@ class ResidualMoments:
 
     def residual_second_moment(self) -> Tensor:
         """``E^T E`` (D, D) float64."""
-        weights = self.structure.weights
-        own = weights.diagonal()
-        company = (self.structure.counts - 1).clamp(min=1).double()
-        offset = (own / company).unsqueeze(1) * self.sums + (weights - torch.diag(own)) @ self.group_means  # (U, D) b_u
+        rows = self.structure.rows
+        offset = self.own.unsqueeze(1) * self.sums  # (U, D) b_u
+        offset += Reconstruction(rows.sources[:, 1:], rows.weights[:, 1:]).of(self.group_means)
         cross = (self.scale.unsqueeze(1) * self.sums).T @ offset
         return self.scaled_second - cross - cross.T + (offset * self.seen.unsqueeze(1)).T @ offset
 
@@ -146,6 +156,11 @@ def shrink(covariance: Tensor, count: int) -> Tensor:
     return (1 - weight) * covariance + weight * scale * torch.eye(dim, dtype=covariance.dtype)
 
 
+def whitening(covariance: Tensor) -> Tensor:
+    """``W`` (D, D) with ``W C W^T = I`` for a positive definite covariance ``C``."""
+    return torch.linalg.inv(torch.linalg.cholesky(covariance))
+
+
 def guided_space(moments: ResidualMoments, *, latent_dim: int | None = None) -> GuidedSpace:
     """Closed form of ``min |Z - S Z|^2 / N`` under ``Z^T Z / N = I``: the smallest generalised eigenvectors of E^T E, X^T X.
 
@@ -161,7 +176,7 @@ def guided_space(moments: ResidualMoments, *, latent_dim: int | None = None) -> 
     dim = len(residual)
     if latent_dim is not None and not 1 <= latent_dim <= dim:
         raise SettingsError(f"latent dim: expected 1 to {dim}, got {latent_dim}")
-    whiten = torch.linalg.inv(torch.linalg.cholesky(total))  # W C W^T = I
+    whiten = whitening(total)
     values, vectors = torch.linalg.eigh(whiten @ residual @ whiten.T)  # ascending
     return GuidedSpace((vectors.T @ whiten)[:latent_dim].contiguous(), values[:latent_dim].clamp(min=1e-12))
 

@@ -18,6 +18,7 @@ import typer
 
 from cmgcli.errors import CmgError, InputError, OutputError, SettingsError
 
+PACKAGES = ("cmgcli", "torch", "open_clip_torch", "numpy", "opencv-python")
 GATE_FAILED, USAGE, SOME_UNREADABLE, INTERRUPTED = 1, 2, 3, 130
 
 
@@ -70,6 +71,16 @@ def tell_more(verbose: bool) -> bool:
     if verbose:
         _logger().setLevel(_DETAIL)
     return verbose
+
+
+def print_versions(asked: bool) -> None:
+    """What --version does: print the versions that a result depends on, without importing what they are of."""
+    if asked:
+        import platform
+        from importlib.metadata import version
+
+        print(" ".join(f"{package} {version(package)}" for package in PACKAGES), "python", platform.python_version())
+        raise typer.Exit
 
 
 def fail(line: str) -> None:
@@ -186,19 +197,27 @@ def output(path: Path | None, *, append: bool = False) -> Iterator[Any]:
 
 @contextmanager
 def training_state(out: Path, resume: bool) -> Iterator[Path]:
-    """The file beside the model that keeps the state of the head's training until the model is written."""
+    """The file beside the model, with others whose names begin alike, that keeps the state of the trainings until the model is written."""
     state = out.with_name(f"{out.name}.training")
-    if resume and not state.exists():
+
+    def states() -> list[Path]:
+        return [path for path in state.parent.iterdir() if path.name == state.name or path.name.startswith(f"{state.name}.")]
+
+    def clear() -> None:
+        for path in states():
+            path.unlink(missing_ok=True)
+
+    if resume and not states():
         say(f"nothing to resume: there is no {state}")
     elif not resume:
-        state.unlink(missing_ok=True)
+        clear()
     try:
         yield state
     except KeyboardInterrupt:
-        if state.exists():
+        if states():
             say(f"{state} has the training so far; --resume goes on from there")
         raise
-    state.unlink(missing_ok=True)
+    clear()
 
 
 def make_directory(path: Path) -> Path:

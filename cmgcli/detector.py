@@ -6,16 +6,18 @@ A `Detector` is complete once constructed and never changes; `pipeline` makes an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cmgcli.bank import PatchBank
 from cmgcli.calibrate import Calibration
-from cmgcli.cmle import GuidedSpace, Structure, caption_weights, residual_norm
+from cmgcli.cmle import GuidedSpace, Reconstruction, caption_weights, residual_norm
 from cmgcli.head import DefectHead
+from cmgcli.projection import Latent
 
 PARTS = ("image_score", "patch_score", "head_score")
 TOP_SHARE = 0.01
@@ -38,52 +40,51 @@ class Settings:
     bank_size: int
     latent_dim: int | None
     adapt_steps: int  # the most; 0: no defect head
+    calibration: str  # split or cross
+    projection: str  # closed, linear or mlp
+    epochs: int  # of a trained projection
     seed: int
     precision: str  # of the head's convolutions: bfloat16 where the machine that fitted is fast at it, else float32
 
 
 @dataclass(frozen=True)
 class Language:
-    """What the captions know: their embeddings, their structure, and where each puts its images in the latent space."""
+    """What the captions know: their embeddings, and where each puts its images in the latent space."""
 
     captions: tuple[str, ...]  # U unique captions
     text: Tensor  # (U, D) float32 unit norm
-    structure: Structure
-    means: Tensor  # (U, D) float64 mean embedding of each caption's images
+    means: Tensor  # (U, D) float64 mean embedding of each caption's images; (1, D) of all images where CMLE is off
+    groups: Tensor  # (U,) int64 group of the patch bank that a caption's images fill
     space: GuidedSpace
     guided: bool  # False where CMLE is off: then every caption says the same
     neighbours: int
     ridge: float
-    rows: Tensor = field(init=False)  # (U, U) float64 out-of-sample weights of the stored captions
+    latent: Latent | None = None  # of a trained projection: then space and means are those of z = h(x)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rows", torch.stack([self.weights_of(text) for text in self.text]))
-
-    def weights_of(self, text: Tensor) -> Tensor:
-        """The (U,) weights of any caption embedding (D,) against the stored captions."""
+    def weights_of(self, text: Tensor) -> Reconstruction:
+        """Any caption embedding (D,) written by the stored captions."""
         if not self.guided:
-            return self.structure.counts.double() / self.structure.counts.sum()
+            return Reconstruction(torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.float64))
         return caption_weights(text, self.text, neighbours=self.neighbours, ridge=self.ridge)
 
-    def bank_group(self, caption: int) -> int:
-        """The group of the patch bank that a stored caption's images fill: its own, or one for all without CMLE."""
-        return caption if self.guided else 0
+    def group_of(self, caption: str) -> int:
+        """The caption's group in the calibration: its number, -1 where it is not stored or every caption says the same."""
+        return self.captions.index(caption) if self.guided and caption in self.captions else -1
 
-    def bank_groups(self, weights: Tensor) -> Tensor:
-        """The groups of the patch bank that caption weights (U,) point to."""
-        if not self.guided:
-            return torch.zeros(1, dtype=torch.int64)
-        return (weights >= min(SEARCHED_WEIGHT, float(weights.max()))).nonzero().flatten()
+    def bank_groups(self, caption: Reconstruction) -> Tensor:
+        """The groups of the patch bank that a caption's weights (K,) point to."""
+        return self.groups[caption.sources[caption.weights >= min(SEARCHED_WEIGHT, float(caption.weights.max()))]]
 
-    def image_score(self, embedding: Tensor, weights: Tensor) -> float:
-        """Norm of the residual between an image embedding (D,) and the place that the caption weights (U,) give it."""
-        return float(residual_norm(self.space, embedding.cpu(), weights @ self.means))
+    def image_score(self, embedding: Tensor, caption: Reconstruction) -> float:
+        """Norm of the residual between an image embedding (D,) and the place that its caption's weights (K,) give it."""
+        place = embedding.cpu().float()
+        return float(residual_norm(self.space, place if self.latent is None else self.latent(place), caption.of(self.means)))
 
     def best_caption(self, embedding: Tensor, *, candidates: int = 3) -> int:
         """The stored caption for an image that has none: of those that match it best, the one with the least residual."""
         matches = self.text @ embedding.to(self.text)  # (U,)
         nearest = matches.topk(min(candidates, len(matches))).indices.tolist()
-        return min(nearest, key=lambda u: self.image_score(embedding, self.rows[u]))
+        return min(nearest, key=lambda u: self.image_score(embedding, self.weights_of(self.text[u])))
 
 
 def patch_features(layers: Sequence[Tensor]) -> Tensor:
@@ -91,77 +92,10 @@ def patch_features(layers: Sequence[Tensor]) -> Tensor:
     return torch.cat([F.normalize(tokens.float(), dim=-1) for tokens in layers], dim=-1) / len(layers) ** 0.5
 
 
-@dataclass(frozen=True)
-class PatchBank:
-    """Normal patches, grouped by caption: language is the coarse quantiser of the search."""
-
-    features: Tensor  # (M, V) float32
-    groups: Tensor  # (M,) int64 caption numbers, ascending
-
-    def distances(self, patches: Tensor, groups: Tensor) -> Tensor:
-        """Distance (K,) of each patch (K, V) to its nearest normal patch in the given groups."""
-        rows = torch.isin(self.groups, groups)
-        return torch.cdist(patches.to(self.features), self.features[rows]).amin(dim=1)
-
-
 def top_mean(distances: Tensor, patch_count: int) -> float:
     """Mean of the largest distances, as many as 1 % of an image's patches."""
     count = min(len(distances), max(1, round(TOP_SHARE * patch_count)))
     return float(distances.topk(count).values.mean())
-
-
-def k_center(features: Tensor, budget: int, *, seed: int = 0) -> Tensor:
-    """Greedy k-center coreset: indices (budget,) of rows of (n, V) such that every row has a chosen one nearby.
-
-    Farthest-first traversal (Gonzalez 1985; a 2-approximation), on a random projection to 64 dimensions as in PatchCore
-    (Roth et al. 2022). All rows where ``n <= budget``.
-    """
-    if len(features) <= budget:
-        return torch.arange(len(features))
-    generator = torch.Generator().manual_seed(seed)
-    projection = torch.randn(features.shape[1], 64, generator=generator) / 8
-    points = features.float().cpu() @ projection  # (n, 64)
-    norms = (points**2).sum(1)
-    chosen = torch.empty(budget, dtype=torch.int64)
-    nearest = torch.full((len(points),), torch.inf)
-    current = int((points - points.mean(0)).norm(dim=1).argmin())
-    for i in range(budget):
-        chosen[i] = current
-        squared = norms - 2 * (points @ points[current]) + norms[current]
-        nearest = torch.minimum(nearest, squared)
-        nearest[current] = -1.0
-        current = int(nearest.argmax())
-    return chosen.sort().values
-
-
-class BankBuilder:
-    """Streams patches into a bank of fixed budget: each group's buffer is reduced to its share whenever it is full."""
-
-    def __init__(self, groups: int, *, budget: int) -> None:
-        self.share = max(budget // max(groups, 1), 32)
-        self.buffers: list[list[Tensor]] = [[] for _ in range(groups)]
-        self.sizes = [0] * groups
-
-    def add(self, patches: Tensor, group: int) -> None:
-        """Take in the kept patches (K, V) of one image."""
-        self.buffers[group].append(patches.detach().float().cpu())
-        self.sizes[group] += len(patches)
-        if self.sizes[group] > 4 * self.share:
-            self._reduce(group)
-
-    def _reduce(self, group: int) -> None:
-        joined = torch.cat(self.buffers[group])
-        self.buffers[group] = [joined[k_center(joined, self.share)]]
-        self.sizes[group] = len(self.buffers[group][0])
-
-    def build(self) -> PatchBank:
-        """The bank of what was added, within the budget."""
-        for group, size in enumerate(self.sizes):
-            if size > self.share:
-                self._reduce(group)
-        features = [torch.cat(buffer) for buffer in self.buffers if buffer]
-        groups = [torch.full((size,), group) for group, size in enumerate(self.sizes) if size]
-        return PatchBank(torch.cat(features).contiguous(), torch.cat(groups))
 
 
 @dataclass(frozen=True)
@@ -219,6 +153,6 @@ class Detector:
     bank: PatchBank
     head: DefectHead | None
     blend: Blend
-    map_reference: np.ndarray  # (2, 2) location and scale of a normal image's peak in the patch map and the head map
+    map_reference: np.ndarray  # (2, 3) location and scale of a normal image's peak, and weight, of the patch map and the head map
     calibration: Calibration
     fit_images: int

@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from cmgcli.calibrate import choose_calibration
 from cmgcli.dataset import Record, test_records, training_records
 from cmgcli.errors import DatasetError
 from cmgcli.exhibits import Worst, exhibit, shrink
@@ -124,5 +125,6 @@ def ablate(
 
 
 def _variant(train: Sequence[Record], model: Model, cmer: bool, cmle: bool, steps: int, progress: Progress | None) -> Model:
-    settings = replace(model.detector.settings, cmer=cmer, cmle=cmle, adapt_steps=steps)
+    method = choose_calibration(None, head=steps > 0)
+    settings = replace(model.detector.settings, cmer=cmer, cmle=cmle, adapt_steps=steps, calibration=method)
     return fit_records(train, model.encoder, settings, false_alarm=model.detector.calibration.false_alarm, progress=progress)

@@ -2,100 +2,138 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
+import cv2
 import numpy as np
 import torch
 
 from cmgcli import defects
-from cmgcli.dataset import Record
-from cmgcli.detector import Language, Settings, fit_blend
-from cmgcli.encoder import Encoder
-from cmgcli.errors import ImageError
+from cmgcli.detector import Blend, Language, fit_blend
 from cmgcli.head import DefectHead, head_map, patch_mask_to
-from cmgcli.loader import BATCH, decoded
+from cmgcli.looks import Looks
 from cmgcli.metrics import auroc
-from cmgcli.model import Model, judge, look_by, look_with
+from cmgcli.model import Model, Parts, judge, look_by
 from cmgcli.view import View
 
-Progress = Callable[[str, int, int], None]
 DRAWN_PER_IMAGE = 2
 VALIDATED, VALIDATED_PIXELS = 32, 32_000_000
 
 
-def read_all(records: Sequence[Record], batch_size: int) -> Iterator[tuple[list[Record], list[np.ndarray]]]:
-    """Batches of records with their images; a training image that cannot be read ends the fit, by name."""
-    start = 0
-    for batch in decoded([record.path for record in records], batch_size=batch_size):
-        images = [image for _, image in batch]
-        for image in images:
-            if isinstance(image, ImageError):
-                raise ImageError(f"{image}; a model is fitted on sound images only, mend or remove it")
-        yield list(records[start : start + len(batch)]), images
-        start += len(batch)
-
-
-def drawn_auroc(held: Sequence[Record], language: Language, encoder: Encoder, settings: Settings) -> Callable[[DefectHead], float]:
+def drawn_auroc(looks: Looks, numbers: Sequence[int]) -> Callable[[DefectHead], float]:
     """What tells a head's AUROC between held-out normal images and the same with a drawn defect each."""
-    rng = np.random.default_rng(settings.seed)
-    captions = dict(zip(language.captions, language.text, strict=True))
-    views, pixels = [], 0
-    for rows, images in read_all(held[:VALIDATED], BATCH):
-        pixels += sum(image[..., 0].size for image in images)
-        texts = torch.stack([captions[r.text] if r.text in captions else encoder.encode_text([r.text])[0].cpu() for r in rows]).to(encoder.device)
-        normal = look_by(encoder, settings, images, lambda _, texts=texts: texts)
-        views += [*zip(normal, look_by(encoder, settings, [_with_defect(view, rng) for view in normal], lambda _, texts=texts: texts), strict=True)]
+    rng = np.random.default_rng(looks.settings.seed)
+    pairs, pixels = [], 0
+    for _, views in looks.sound(numbers[:VALIDATED]):
+        pixels += sum(view.image[..., 0].size for view in views)
+        pairs += zip(views, _look_again(looks, views, [_with_defect(view, rng).image for view in views], [view.text for view in views]), strict=True)
         if pixels > VALIDATED_PIXELS:
             break
 
     def found(head: DefectHead) -> float:
         def score(view: View, keep: np.ndarray) -> float:
-            return head_map(head, view.image, view.tokens, keep, precision=settings.precision)[0]
+            return head_map(head, view.image, view.tokens, keep, precision=looks.settings.precision)[0]
 
-        scores = np.array([[score(normal, normal.keep), score(drawn, normal.keep)] for normal, drawn in views])
-        return auroc(np.repeat([0, 1], len(views)), scores.T.ravel())
+        scores = np.array([[score(normal, normal.keep), score(drawn, normal.keep)] for normal, drawn in pairs])
+        return auroc(np.repeat([0, 1], len(pairs)), scores.T.ravel())
 
     return found
 
 
-def weigh(model: Model, records: Sequence[Record], mirrored: bool, batch_size: int, report: Progress) -> Model:
-    """Standardise and weight the parts on held-out normals, the same with drawn defects, and the same under a wrong caption.
+@dataclass(frozen=True)
+class Evidence:
+    """Parts of the score, in the order of `detector.PARTS`, of images that a model has not seen, NaN where there is no head."""
 
-    Where too few images are held out, the mirror images of those that were fitted stand in.
+    normal: np.ndarray  # (n, 3)
+    peaks: np.ndarray  # (n, 2) highest value of the patch map and of the head map
+    drawn: np.ndarray  # (m, 3) the same images with drawn defects
+    places: np.ndarray  # (m, 2) AUROC of the places of a drawn defect against the rest of its image, in the patch map and the head map
+    wrong: np.ndarray  # (l, 3) the same images under a wrong caption
+
+    def blend(self) -> Blend:
+        """The parts standardised and weighted; see `detector.fit_blend`."""
+        return fit_blend(self.normal, [kind for kind in (self.drawn, self.wrong) if len(kind)])
+
+    def settle(self, model: Model) -> Model:
+        """The model with its parts weighted, and its maps standardised and weighted, by this evidence."""
+        peaks = [[np.median(column), max(float(np.std(column)), 1e-6)] for column in self.peaks.T]
+        reference = np.column_stack([peaks, self._map_weights()])
+        return replace(model, detector=replace(model.detector, blend=self.blend(), map_reference=reference))
+
+
+    def _map_weights(self) -> np.ndarray:
+        """(2,) summing to 1: by how well each map shows where a drawn defect lies; even where neither does."""
+        there = ~np.isnan(self.peaks).all(axis=0)
+        found = np.where(there, np.maximum(0, 2 * self.places.mean(axis=0) - 1), 0) if len(self.places) else np.zeros(2)
+        found = found if found.sum() > 0 else there.astype(float)
+        return found / found.sum()
+
+
+def joined(several: Sequence[Evidence]) -> Evidence:
+    """The evidence of several sets of images."""
+    return Evidence(*(np.concatenate([getattr(one, field.name) for one in several]) for field in fields(Evidence)))
+
+
+def gather(model: Model, looks: Looks, numbers: Sequence[int], *, made_up: int, report: Callable[[int], None]) -> Evidence:
+    """Judge normal images, and the first ``made_up`` of them also with drawn defects and under a wrong caption.
+
+    Args:
+        report: called with how many images are done.
     """
     rng = np.random.default_rng(model.detector.settings.seed)
     language = model.detector.language
-    normal, drawn, wrong, peaks = [], [], [], []
-    done = 0
-    for rows, images in read_all(records, batch_size):
-        images = [np.ascontiguousarray(image[:, ::-1]) for image in images] if mirrored else images
-        texts = list(model.encoder.encode_text([record.text for record in rows]).cpu())
-        views = look_with(model, images, texts)
-        weights = [language.weights_of(text) for text in texts]
-        judged = [judge(model.detector, view, w) for view, w in zip(views, weights, strict=True)]
-        normal += [parts.values for parts in judged]
+    normal, peaks, drawn, places, wrong = [], [], [], [], []
+    for _, views in looks.sound(numbers):
+        judged = [judge(model.detector, view, language.weights_of(view.text.cpu())) for view in views]
         peaks += [(parts.patch_map.max(), np.nan if parts.head_map is None else parts.head_map.max()) for parts in judged]
+        basis = views[: max(0, made_up - len(normal))]
+        normal += [parts.values for parts in judged]
         for _ in range(DRAWN_PER_IMAGE):
-            broken = [_with_defect(view, rng) for view in views]
-            drawn += [judge(model.detector, v, w).values for v, w in zip(look_with(model, broken, texts), weights, strict=True)]
-        if len(language.captions) > 1 and language.guided:
-            others = [_other_caption(language, record.text, rng) for record in rows]
-            swapped = look_with(model, images, [language.text[u] for u in others])
-            wrong += [judge(model.detector, v, language.rows[u]).values for v, u in zip(swapped, others, strict=True)]
-        done += len(rows)
-        report("weighing the parts of the score", done, len(records))
-    reference = np.array([[np.median(column), max(float(np.std(column)), 1e-6)] for column in np.array(peaks).T])
-    blend = fit_blend(np.array(normal), [np.array(kind) for kind in (drawn, wrong) if kind])
-    return replace(model, detector=replace(model.detector, blend=blend, map_reference=reference))
+            broken = [_with_defect(view, rng) for view in basis]
+            seen = _judged(model, _look_again(looks, basis, [defect.image for defect in broken], [view.text for view in basis]))
+            drawn += [parts.values for parts in seen]
+            places += [_places(parts, defect.mask) for parts, defect in zip(seen, broken, strict=True)]
+        if language.guided:
+            swapped = [(view, text) for view in basis if (text := _other_caption(language, view.text, rng)) is not None]
+            others = [view for view, _ in swapped]
+            again = _look_again(looks, others, [view.image for view in others], [text for _, text in swapped])
+            wrong += [parts.values for parts in _judged(model, again)]
+        report(len(normal))
+    columns = ((normal, 3), (peaks, 2), (drawn, 3), (places, 2), (wrong, 3))
+    return Evidence(*(np.reshape(values, (-1, width)).astype(np.float64) for values, width in columns))
 
 
-def _with_defect(view: View, rng: np.random.Generator) -> np.ndarray:
-    """The view's image (H, W, 3) uint8 with a defect in the kept area, rather visible than not."""
+def _look_again(looks: Looks, views: Sequence[View], images: Sequence[np.ndarray], texts: Sequence[torch.Tensor]) -> list[View]:
+    if not views:
+        return []
+    stacked = torch.stack([text.to(view.text) for text, view in zip(texts, views, strict=True)])
+    return look_by(looks.encoder, looks.settings, images, lambda _: stacked)
+
+
+def _judged(model: Model, views: Sequence[View]) -> list[Parts]:
+    return [judge(model.detector, view, model.detector.language.weights_of(view.text.cpu())) for view in views]
+
+
+def _places(parts: Parts, mask: np.ndarray) -> tuple[float, float]:
+    """AUROC of the defect's places in each map; even where the defect is nowhere or everywhere, or there is one map only."""
+    if parts.head_map is None:
+        return 0.5, 0.5
+    height, width = parts.head_map.shape
+    truth = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA) > 0.5
+    if truth.all() or not truth.any():
+        return 0.5, 0.5
+    patches = cv2.resize(parts.patch_map, (width, height), interpolation=cv2.INTER_LINEAR)
+    return auroc(truth.ravel(), patches.ravel()), auroc(truth.ravel(), parts.head_map.ravel())
+
+
+def _with_defect(view: View, rng: np.random.Generator) -> defects.DrawnDefect:
+    """The view's image with a defect in the kept area, rather visible than not."""
     allowed = patch_mask_to(view.keep, *view.image.shape[:2])
-    return defects.draw(view.image, rng, allowed=allowed, strength=float(rng.random() ** 0.5)).image
+    return defects.draw(view.image, rng, allowed=allowed, strength=float(rng.random() ** 0.5))
 
 
-def _other_caption(language: Language, text: str, rng: np.random.Generator) -> int:
-    others = [u for u, caption in enumerate(language.captions) if caption != text]
-    return int(rng.choice(others))
+def _other_caption(language: Language, text: torch.Tensor, rng: np.random.Generator) -> torch.Tensor | None:
+    """The embedding (D,) of a stored caption that says something else, or None where none does."""
+    others = (language.text != text.cpu()).any(1).nonzero().flatten().tolist()
+    return language.text[int(rng.choice(others))] if others else None

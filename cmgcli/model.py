@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cmgcli import checkpoint
+from cmgcli.cmle import Reconstruction
 from cmgcli.detector import Detector, Settings, top_mean
 from cmgcli.encoder import Encoder, load_encoder
 from cmgcli.errors import CheckpointError, ImageError
@@ -103,11 +104,10 @@ class Model:
         language = detector.language
         if caption is None:
             number = language.best_caption(view.embedding)
-            caption, weights = language.captions[number], language.rows[number]
+            caption = language.captions[number]
         else:
             number = language.captions.index(caption) if caption in language.captions else None
-            weights = language.weights_of(known[caption]) if number is None else language.rows[number]
-        parts = judge(detector, view, weights)
+        parts = judge(detector, view, language.weights_of(known[caption]))
         score = float(detector.blend(parts.values[None])[0])
         if not np.isfinite(score):
             return Inspection(Row(file=name, caption=caption, error="the score is not a number: the image gives no usable features"))
@@ -152,27 +152,27 @@ class Parts:
     head_map: np.ndarray | None  # (H', W') float32 logits
 
 
-def judge(detector: Detector, view: View, weights: Tensor) -> Parts:
-    """The parts of the score of one view against the place and the patches that caption weights (U,) name."""
-    distances = detector.bank.distances(view.patches, detector.language.bank_groups(weights)).cpu()
+def judge(detector: Detector, view: View, caption: Reconstruction) -> Parts:
+    """The parts of the score of one view against the place and the patches that its caption's weights (K,) name."""
+    distances = detector.bank.distances(view.patches, detector.language.bank_groups(caption)).cpu()
     patch_map = np.full(view.keep.shape, float(distances.min()), np.float32)
     patch_map[view.keep] = distances.numpy()
     head_score, logits = np.nan, None
     if detector.head is not None:
         head_score, logits = head_map(detector.head, view.image, view.tokens, view.keep, precision=detector.settings.precision)
-    values = np.array([detector.language.image_score(view.embedding, weights), top_mean(distances, view.keep.size), head_score])
+    values = np.array([detector.language.image_score(view.embedding, caption), top_mean(distances, view.keep.size), head_score])
     return Parts(values, patch_map, logits)
 
 
 def anomaly_map(detector: Detector, view: View, parts: Parts) -> np.ndarray:
-    """(H, W) float32 map in the image's own frame: the mean of patch and head map, each against held-out normals' peaks.
+    """(H, W) float32 map in the image's own frame: patch and head map, each against held-out normals' peaks, weighted.
 
-    Not weighted like the score: where in the image and whether at all are different questions.
+    Not by the weights of the score: where in the image and whether at all are different questions.
     """
     height, width = view.image.shape[:2]
     maps = [parts.patch_map] + ([] if parts.head_map is None else [parts.head_map])
     total = np.zeros((height, width), np.float32)
-    for values, (location, scale) in zip(maps, detector.map_reference, strict=False):  # no head, no second reference
-        standard = ((values - location) / scale).astype(np.float32)
+    for values, (location, scale, weight) in zip(maps, detector.map_reference, strict=False):  # no head, no second reference
+        standard = (weight * (values - location) / scale).astype(np.float32)
         total += cv2.resize(standard, (width, height), interpolation=cv2.INTER_LINEAR)
-    return total / len(maps)
+    return total

@@ -13,7 +13,7 @@ from typing import Annotated, Optional
 import typer
 
 from cmgcli.config import adopt
-from cmgcli.console import hush, tell_more
+from cmgcli.console import hush, print_versions, tell_more
 
 INPUT, OUTPUT, METHOD, GATES, COMPUTE, TALK = "Input", "Output", "Method", "Gates", "Compute", "Messages"
 
@@ -34,6 +34,21 @@ class Relevance(str, Enum):
     occlusion = "occlusion"
 
 
+class Calibration(str, Enum):
+    """How the threshold is calibrated."""
+
+    split = "split"
+    cross = "cross"
+
+
+class Projection(str, Enum):
+    """How the guided space is made."""
+
+    closed = "closed"
+    linear = "linear"
+    mlp = "mlp"
+
+
 class Format(str, Enum):
     """How rows are written."""
 
@@ -43,6 +58,7 @@ class Format(str, Enum):
 
 # ---- all commands
 
+Version = Annotated[bool, typer.Option("--version", callback=print_versions, is_eager=True, help="Print versions and exit.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=hush, help="Only errors on standard error.", rich_help_panel=TALK)]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", callback=tell_more, help="Say what is done, and how long it took.", rich_help_panel=TALK)]
 DeviceOption = Annotated[
@@ -80,7 +96,7 @@ PrintConfig = Annotated[
     typer.Option("--print-config", help="Print all options as they would take effect, as YAML that --config reads, and exit.", rich_help_panel=OUTPUT),
 ]
 FitResume = Annotated[
-    bool, typer.Option("--resume", help="Go on with the head's training where a fit of the same images and settings broke off.", rich_help_panel=OUTPUT)
+    bool, typer.Option("--resume", help="Go on with the training where a fit of the same images and settings broke off.", rich_help_panel=OUTPUT)
 ]
 ModelOut = Annotated[Path, typer.Option(help="Model file to write.", rich_help_panel=OUTPUT)]
 MaskOut = Annotated[Path, typer.Option(help="Directory to write.", show_default=False, rich_help_panel=OUTPUT)]
@@ -89,6 +105,15 @@ EncoderOption = Annotated[
 ]
 FalseAlarm = Annotated[
     Optional[float], typer.Option(help="Promised share of good images called anomalous.", show_default="0.01", rich_help_panel=METHOD)
+]
+CalibrationOption = Annotated[
+    Optional[Calibration],
+    typer.Option(
+        "--calibration",
+        help="split: hold images out for the threshold, an exact promise; cross: use every image for both, near the rate.",
+        show_default="split where the head is trained, else cross",
+        rich_help_panel=METHOD,
+    ),
 ]
 Cmer = Annotated[
     Optional[bool],
@@ -105,6 +130,13 @@ RelevanceOption = Annotated[
 ]
 KeepOption = Annotated[Optional[str], typer.Option(help="Share of the patches that CMER keeps, or auto.", show_default="auto", rich_help_panel=METHOD)]
 LatentDim = Annotated[Optional[int], typer.Option(min=1, help="Directions kept in the guided space.", show_default="all", rich_help_panel=METHOD)]
+ProjectionOption = Annotated[
+    Optional[Projection],
+    typer.Option(
+        "--projection", help="Guided space: in closed form, or a linear or mlp projection that is trained.", show_default="closed", rich_help_panel=METHOD
+    ),
+]
+Epochs = Annotated[Optional[int], typer.Option(min=1, help="Passes over the images that train the projection.", show_default="300", rich_help_panel=METHOD)]
 Neighbours = Annotated[Optional[int], typer.Option(min=0, help="Nearest captions that explain a caption.", show_default="4", rich_help_panel=METHOD)]
 Ridge = Annotated[Optional[float], typer.Option(min=0, help="How evenly they share the weight.", show_default="0.05", rich_help_panel=METHOD)]
 BankSize = Annotated[Optional[int], typer.Option(min=1, help="Normal patches in memory.", show_default="4096", rich_help_panel=METHOD)]

@@ -17,18 +17,21 @@ import numpy as np
 import torch
 
 from cmgcli.adapt import Drawn, Scene, draw_defects, train_head
-from cmgcli.calibrate import calibrate, split
+from cmgcli.calibrate import Split, calibrate, choose_calibration, split
 from cmgcli.cmer import entropy
-from cmgcli.cmle import ResidualMoments, guided_space, structure_matrix, uniform_structure
+from cmgcli.crossfit import cross_fit
 from cmgcli.dataset import Record, read_dataset, training_records
-from cmgcli.detector import BankBuilder, Blend, Detector, Language, PatchBank, Settings
+from cmgcli.detector import Settings
 from cmgcli.encoder import Encoder, load_encoder
 from cmgcli.errors import DatasetError, ImageError
 from cmgcli.head import DefectHead, fast_bfloat16
-from cmgcli.heldout import Progress, drawn_auroc, read_all, weigh
+from cmgcli.heldout import drawn_auroc, gather
+from cmgcli.learn import Progress, learn, state_of
 from cmgcli.loader import BATCH, ImageStore, decoded
-from cmgcli.model import Model, look_by
+from cmgcli.looks import Looks
+from cmgcli.model import Model
 from cmgcli.pretrained_head import load_head
+from cmgcli.projection import check_projection
 from cmgcli.rows import MaskRow
 from cmgcli.view import View, choose_relevance, look
 
@@ -60,12 +63,15 @@ def fit(
     adapt: bool = True,
     adapt_steps: int = 400,
     false_alarm: float = 0.01,
+    calibration: str | None = None,
     relevance: str | None = None,
     keep: float | str = "auto",
     neighbours: int = 4,
     ridge: float = 0.05,
     bank_size: int = 4096,
     latent_dim: int | None = None,
+    projection: str = "closed",
+    epochs: int = 300,
     batch_size: int = BATCH,
     seed: int = 0,
     allow_missing: bool = False,
@@ -80,10 +86,13 @@ def fit(
         cmer, cmle: without them every patch is kept, or every caption says the same; without both: the image-only baseline.
         adapt: train the defect head, for at most ``adapt_steps`` steps.
         false_alarm: the promised share of good images called anomalous.
+        calibration: split holds images out for the threshold, which then keeps the promise exactly; cross fits on all of
+            them and calibrates by K-fold cross-fitting. None: split where the head is trained, else cross.
         relevance: fast, sampled or occlusion; None takes the best that the encoder allows cheaply.
         keep: share of patches that CMER keeps, or auto. neighbours, ridge: see `cmle.structure_matrix`.
         bank_size: patches in memory. latent_dim: truncates the guided space; None keeps all directions.
-        snapshot: a file for the state of the head's training; a fit broken off goes on from it. None keeps no state.
+        projection: closed (the closed form), or a linear or mlp projection trained for so many epochs; see `projection`.
+        snapshot: a file for the state of the trainings; a fit broken off goes on from it. None keeps no state.
         progress: called with a stage, what is done of it and its total.
     Raises:
         CmgError: input, settings or weights that cannot be used.
@@ -105,6 +114,9 @@ def fit(
         bank_size=bank_size,
         latent_dim=latent_dim,
         adapt_steps=adapt_steps if adapt else 0,
+        calibration=choose_calibration(calibration, head=adapt),
+        projection=check_projection(projection),
+        epochs=epochs,
         seed=seed,
         precision="bfloat16" if fast_bfloat16(tower.device.type) else "float32",
     )
@@ -120,67 +132,42 @@ def fit_records(
     batch_size: int = BATCH,
     snapshot: Path | None = None,
     progress: Progress | None = None,
+    looks: Looks | None = None,
 ) -> Model:
-    """`fit` on records that are read and an encoder that is loaded: split, embed, train the head, blend, calibrate."""
+    """`fit` on records that are read and an encoder that is loaded: learn, train the head, weigh the parts, calibrate.
+
+    looks: views of the records that were made before with the same encoder, relevance and keep; None makes them.
+    """
     report = progress or (lambda stage, done, total: None)
+    looks = looks or Looks(records, encoder, settings, batch_size=batch_size)
+    if settings.calibration == "cross" and len(records) > 1:
+        return cross_fit(looks, false_alarm=false_alarm, snapshot=snapshot, report=report)
     parts = split(len(records), false_alarm=false_alarm, seed=settings.seed)
-    chosen = [records[i] for i in parts.fit]
-    language, bank, keeps = _embed(chosen, encoder, settings, batch_size, report)
-    head = None
+    (learner,) = learn(looks, [parts.fit], report)
+    draft = learner.draft(false_alarm=false_alarm, snapshot=state_of(snapshot, 0), report=report)
     if settings.adapt_steps > 0:
-        held = [records[i] for i in parts.tune]
-        head = _adapt(chosen, held, keeps, language, encoder, settings, snapshot, report)
-    empty = calibrate([], [], false_alarm=false_alarm)
-    flat = Blend(np.zeros(3), np.ones(3), np.array([0.5, 0.5, 0.0]))
-    draft = Model(Detector(settings, language, bank, head, flat, np.array([[0.0, 1.0]] * 2), empty, len(chosen)), encoder)
+        draft = replace(draft, detector=replace(draft.detector, head=_adapt(looks, parts, learner.keeps, snapshot, report)))
 
     # the calibration images must not be touched here, or the promise of the threshold would be void
-    enough = len(parts.tune) >= FEWEST_TO_TUNE
-    draft = weigh(draft, [records[i] for i in parts.tune] if enough else chosen, not enough, batch_size, report)
-    scores, groups = _calibration_scores(draft, [records[i] for i in parts.calibration], batch_size, report)
+    if len(parts.tune) >= FEWEST_TO_TUNE:
+        basis, numbers = looks, parts.tune
+    else:
+        basis = Looks([records[i] for i in parts.fit], encoder, settings, batch_size=batch_size, mirrored=True)
+        numbers = range(len(parts.fit))
+    weighed = gather(draft, basis, numbers, made_up=len(numbers), report=lambda done: report("weighing the parts of the score", done, len(numbers)))
+    model = weighed.settle(draft)
+
+    unseen = gather(model, looks, parts.calibration, made_up=0, report=lambda done: report("calibrating the threshold", done, len(parts.calibration)))
+    scores = model.detector.blend(unseen.normal)
+    groups = [model.detector.language.group_of(records[i].text) for i in parts.calibration]
     calibration = calibrate(scores, groups, false_alarm=false_alarm)
-    return replace(draft, detector=replace(draft.detector, calibration=calibration))
+    return replace(model, detector=replace(model.detector, calibration=calibration))
 
 
-def _embed(
-    chosen: Sequence[Record], encoder: Encoder, settings: Settings, batch_size: int, report: Progress
-) -> tuple[Language, PatchBank, list[np.ndarray]]:
-    """One streaming pass over the fit images: CMLE's moments, the patch bank, and the keep mask (h, w) of each image."""
-    names = tuple(dict.fromkeys(record.text for record in chosen))
-    number = {name: u for u, name in enumerate(names)}
-    text = encoder.encode_text(names).cpu()  # (U, D)
-    counts = torch.bincount(torch.tensor([number[record.text] for record in chosen]), minlength=len(names))
-    structure = (
-        structure_matrix(text, counts, neighbours=settings.neighbours, ridge=settings.ridge) if settings.cmle else uniform_structure(counts)
-    )
-    moments = ResidualMoments(structure, encoder.dim)
-    builder = BankBuilder(len(names) if settings.cmle else 1, budget=settings.bank_size)
-    keeps: list[np.ndarray] = []
-    on_device = text.to(encoder.device)
-    for rows, images in read_all(chosen, batch_size):
-        captions = torch.tensor([number[record.text] for record in rows])
-        views = look_by(encoder, settings, images, lambda _, c=captions: on_device[c.to(encoder.device)])
-        moments.add(torch.stack([view.embedding for view in views]), captions)
-        for view, caption in zip(views, captions.tolist(), strict=True):
-            builder.add(view.patches, caption if settings.cmle else 0)
-            keeps.append(view.keep)
-        report("learning from captions and images", len(keeps), len(chosen))
-    space = guided_space(moments, latent_dim=settings.latent_dim)
-    language = Language(names, text, structure, moments.group_means, space, settings.cmle, settings.neighbours, settings.ridge)
-    return language, builder.build(), keeps
-
-
-def _adapt(
-    chosen: Sequence[Record],
-    held: Sequence[Record],
-    keeps: Sequence[np.ndarray],
-    language: Language,
-    encoder: Encoder,
-    settings: Settings,
-    snapshot: Path | None,
-    report: Progress,
-) -> DefectHead:
-    """Train the head on the chosen images; the held-out ones say when it has learnt enough."""
+def _adapt(looks: Looks, parts: Split, keeps: Sequence[np.ndarray], snapshot: Path | None, report: Progress) -> DefectHead:
+    """Train the head on the fit images; the tuning ones say when it has learnt enough."""
+    chosen = [looks.records[i] for i in parts.fit]
+    encoder, settings = looks.encoder, looks.settings
     store = ImageStore([record.path for record in chosen])
 
     def sample(rng: np.random.Generator) -> Drawn:
@@ -199,7 +186,7 @@ def _adapt(
         seed=settings.seed,
         start=load_head(encoder.width),
         device=encoder.device.type,
-        validate=drawn_auroc(held, language, encoder, settings) if len(held) >= FEWEST_TO_TUNE else None,
+        validate=drawn_auroc(looks, parts.tune) if len(parts.tune) >= FEWEST_TO_TUNE else None,
         snapshot=snapshot,
         snapshot_key=_key(chosen, settings),
         progress=told,
@@ -210,19 +197,6 @@ def _key(chosen: Sequence[Record], settings: Settings) -> str:
     """What a training of the head depends on, as a digest: a snapshot of another fit must not be gone on with."""
     files = [(str(record.path), record.path.stat().st_size, record.path.stat().st_mtime_ns, record.text) for record in chosen]
     return hashlib.sha256(repr((settings, files)).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _calibration_scores(model: Model, records: Sequence[Record], batch_size: int, report: Progress) -> tuple[list[float], list[int]]:
-    scores, groups = [], []
-    captions = {record.path: record.text for record in records}
-    for row in model.score([record.path for record in records], captions, batch_size=batch_size):
-        if row.error:
-            raise ImageError(row.error)
-        scores.append(row.score)
-        known = row.caption in model.detector.language.captions and model.detector.language.guided
-        groups.append(model.detector.language.captions.index(row.caption) if known else -1)
-        report("calibrating the threshold", len(scores), len(records))
-    return scores, groups
 
 
 @dataclass(frozen=True)

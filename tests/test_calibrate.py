@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from cmgcli.calibrate import calibrate, conformal_threshold, split
+from cmgcli.calibrate import calibrate, choose_calibration, conformal_threshold, folds, split
 from cmgcli.errors import SettingsError
+from tests.benchmarks.calibration import realised_rates
 
 
 def test_threshold_is_the_conformal_order_statistic():
@@ -17,15 +18,23 @@ def test_threshold_is_the_conformal_order_statistic():
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.05, 0.01])
-def test_realised_false_alarm_rate_keeps_the_promise(rate):
-    """Mean over many draws of calibration and test scores: at most the rate, at least rate - 1 / (n + 1)."""
-    rng = np.random.default_rng(0)
-    n, rates = 150, []
-    for _ in range(400):
-        threshold = calibrate(rng.normal(size=n), [0] * n, false_alarm=rate).threshold()
-        rates.append((rng.normal(size=500) > threshold).mean())
+@pytest.mark.parametrize("method", ["split", "cross"])
+def test_realised_false_alarm_rate_keeps_the_promise(method, rate):
+    """Mean over 200 random splits, each with a model fitted anew: split at most the rate, cross near it and below twice it."""
+    n = 120
+    rates = realised_rates(method, rate, images=n, rounds=200)
     error = 3 * np.std(rates) / math.sqrt(len(rates))
-    assert rate - 1 / (n + 1) - error <= np.mean(rates) <= rate + error
+    if method == "split":
+        calibrating = len(split(n, false_alarm=rate).calibration)
+        promised = max(rate, 1 / (calibrating + 1))
+        assert promised - 1 / (calibrating + 1) - error <= np.mean(rates) <= promised + error
+    else:
+        assert rate / 2 - 1 / (n + 1) - error <= np.mean(rates) <= 1.25 * rate + error < 2 * rate + error
+
+
+def test_scores_of_images_that_the_model_has_seen_break_the_promise():
+    """What cross-fitting is for: the same simulation without it is far off."""
+    assert np.mean(realised_rates("resubstitution", 0.05, images=120, rounds=50, dim=20)) > 0.1
 
 
 def test_flagged_means_p_value_at_most_the_rate():
@@ -74,3 +83,25 @@ def test_split_parts_all_rows_once_and_always_leaves_one_to_fit(count):
     assert sorted(parts.fit + parts.tune + parts.calibration) == list(range(count))
     assert parts.fit
     assert len(parts.calibration) == min(count // 2, max(count // 4, 99))
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 12, 101])
+def test_folds_hold_every_image_out_once(count):
+    parts = folds(count, seed=3)
+    assert sorted(i for part in parts for i in part) == list(range(count))
+    assert len(parts) == min(5, count) and max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_the_sentence_of_cross_fitting_promises_no_more_than_it_can():
+    sentence = calibrate(range(200), [0] * 200, false_alarm=0.05, method="cross").sentence
+    assert "about 0.05" in sentence and "up to 0.1" in sentence and "at most" not in sentence
+    assert "promises about 0.25" in calibrate([1.0, 2.0, 3.0], [0, 0, 0], false_alarm=0.01, method="cross").sentence
+
+
+def test_cross_is_the_default_where_no_head_is_trained():
+    assert choose_calibration(None, head=False) == "cross" and choose_calibration(None, head=True) == "split"
+    assert choose_calibration("split", head=False) == "split"
+    with pytest.raises(SettingsError, match="--no-adapt"):
+        choose_calibration("cross", head=True)
+    with pytest.raises(SettingsError, match="expected one of split, cross, got 'jackknife'"):
+        choose_calibration("jackknife", head=False)

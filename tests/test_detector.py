@@ -4,46 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from cmgcli.detector import BankBuilder, Blend, PatchBank, fit_blend, k_center, patch_features, top_mean
+from cmgcli.detector import Blend, fit_blend, patch_features, top_mean
 
 
 def points(count: int, dim: int = 16, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
-
-
-def radius(features: torch.Tensor, chosen: torch.Tensor) -> float:
-    return float(torch.cdist(features, features[chosen]).amin(dim=1).max())
-
-
-def test_k_center_covers_better_than_random_rows():
-    features = points(600)
-    chosen = k_center(features, 60)
-    assert len(chosen.unique()) == 60
-    random = [radius(features, torch.randperm(600, generator=torch.Generator().manual_seed(s))[:60]) for s in range(5)]
-    assert radius(features, chosen) < min(random)
-
-
-def test_k_center_keeps_everything_that_fits_and_survives_duplicates():
-    assert k_center(points(5), 9).tolist() == [0, 1, 2, 3, 4]
-    assert len(k_center(points(1).expand(50, -1), 7).unique()) == 7
-
-
-def test_the_bank_keeps_its_budget_however_many_patches_come():
-    builder = BankBuilder(2, budget=128)
-    for i in range(40):
-        builder.add(points(50, seed=i), i % 2)
-        assert sum(builder.sizes) <= 4 * 128 + 100
-    bank = builder.build()
-    assert len(bank.features) == 128
-    assert torch.bincount(bank.groups).tolist() == [64, 64]
-
-
-def test_only_the_named_groups_are_searched():
-    bank = PatchBank(torch.tensor([[0.0, 0], [10, 0]]), torch.tensor([0, 1]))
-    patch = torch.tensor([[9.0, 0]])
-    assert float(bank.distances(patch, torch.tensor([0]))) == pytest.approx(9)
-    assert float(bank.distances(patch, torch.tensor([1]))) == pytest.approx(1)
-    assert float(bank.distances(patch, torch.tensor([0, 1]))) == pytest.approx(1)
 
 
 def test_patch_features_have_unit_norm():

@@ -1,0 +1,120 @@
+"""The patch bank: normal patches grouped by caption, and the streaming k-center coreset that fills it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SKETCH = 64  # dimensions
+SLACK = 4  # times its share that a group may hold before it is reduced
+LEAST_SHARE = 32  # patches of a group, below which captions share groups
+
+
+@dataclass(frozen=True)
+class PatchBank:
+    """Normal patches, grouped by caption: language is the coarse quantiser of the search."""
+
+    features: Tensor  # (M, V) float32
+    groups: Tensor  # (M,) int64 caption numbers, ascending
+
+    def distances(self, patches: Tensor, groups: Tensor) -> Tensor:
+        """Distance (K,) of each patch (K, V) to its nearest normal patch in the given groups."""
+        rows = torch.isin(self.groups, groups)
+        return torch.cdist(patches.to(self.features), self.features[rows]).amin(dim=1)
+
+
+@dataclass(frozen=True)
+class Cover:
+    """Chosen rows, and how far from its nearest chosen one any row is."""
+
+    chosen: Tensor  # (budget,) int64, ascending
+    radius: float
+
+
+def sketch(features: Tensor, *, seed: int = 0) -> Tensor:
+    """Random projection (n, 64) of features (n, V), in which a coreset is chosen as in PatchCore (Roth et al. 2022)."""
+    projection = torch.randn(features.shape[1], SKETCH, generator=torch.Generator().manual_seed(seed)) / SKETCH**0.5
+    return features.float().cpu() @ projection
+
+
+def k_center(points: Tensor, budget: int) -> Cover:
+    """Greedy k-center coreset of points (n, d): every one has a chosen one within the radius.
+
+    Farthest-first traversal from the point nearest the mean (Gonzalez 1985): at most twice the least possible radius.
+    All points where ``n <= budget``.
+    """
+    if len(points) <= budget:
+        return Cover(torch.arange(len(points)), 0.0)
+    norms = (points**2).sum(1)
+    chosen = torch.empty(budget, dtype=torch.int64)
+    nearest = torch.full((len(points),), torch.inf)
+    current = int((points - points.mean(0)).norm(dim=1).argmin())
+    for i in range(budget):
+        chosen[i] = current
+        squared = norms - 2 * (points @ points[current]) + norms[current]
+        nearest = torch.minimum(nearest, squared)
+        nearest[current] = -1.0
+        current = int(nearest.argmax())
+    return Cover(chosen.sort().values, float(nearest.max().clamp(min=0).sqrt()))
+
+
+def caption_groups(text: Tensor, most: int) -> Tensor:
+    """The group (U,) int64 of each caption embedding (U, D), numbered from 0 without gaps.
+
+    Each caption is its own group; of more than ``most`` captions so many that lie far apart are, the others join the nearest.
+    """
+    centres = text[k_center(text, most).chosen]
+    return (text @ centres.T).argmax(1).unique(return_inverse=True)[1]
+
+
+class _Group:
+    """The patches of one group so far: a coreset within its share, and what came since that it does not cover."""
+
+    def __init__(self, share: int) -> None:
+        self.share, self.radius = share, 0.0
+        self.features: list[Tensor] = []
+        self.points: list[Tensor] = []
+        self.size = 0
+
+    def add(self, features: Tensor) -> None:
+        points = sketch(features)
+        if self.radius > 0:
+            novel = torch.cdist(points, self.points[0]).amin(1) > self.radius
+            features, points = features[novel], points[novel]
+        self.features.append(features)
+        self.points.append(points)
+        self.size += len(points)
+        if self.size > SLACK * self.share:
+            self.reduce()
+
+    def reduce(self) -> None:
+        features, points = torch.cat(self.features), torch.cat(self.points)
+        cover = k_center(points, self.share)
+        self.features, self.points = [features[cover.chosen]], [points[cover.chosen]]
+        self.radius = max(self.radius, cover.radius)
+        self.size = len(cover.chosen)
+
+
+class BankBuilder:
+    """Streams patches into a bank of fixed budget.
+
+    Groups share the budget evenly. One that holds more than four times its share is reduced to a k-center coreset, and
+    from there on takes in only patches that lie farther from it than its radius.
+    """
+
+    def __init__(self, groups: int, *, budget: int) -> None:
+        self.groups = [_Group(max(1, budget // groups)) for _ in range(groups)]
+
+    def add(self, patches: Tensor, group: int) -> None:
+        """Take in the kept patches (K, V) of one image."""
+        self.groups[group].add(patches.detach().float().cpu())
+
+    def build(self) -> PatchBank:
+        """The bank of what was added, within the budget."""
+        for group in self.groups:
+            group.reduce()
+        features = [group.features[0] for group in self.groups]
+        groups = [torch.full((group.size,), number) for number, group in enumerate(self.groups)]
+        return PatchBank(torch.cat(features).contiguous(), torch.cat(groups))

@@ -1,0 +1,82 @@
+"""Views of records under their own captions, computed once as far as memory reaches and shared by whoever needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from cmgcli.dataset import Record
+from cmgcli.detector import Settings
+from cmgcli.encoder import Encoder
+from cmgcli.errors import ImageError
+from cmgcli.loader import BATCH, decoded
+from cmgcli.model import look_by
+from cmgcli.view import View
+
+BUDGET = 500_000_000
+
+
+class Looks:
+    """What the encoder sees of some records; the first views up to a budget of bytes are held, the others made again."""
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        encoder: Encoder,
+        settings: Settings,
+        *,
+        batch_size: int = BATCH,
+        mirrored: bool = False,
+        budget: int = BUDGET,
+    ) -> None:
+        self.records, self.encoder, self.settings = records, encoder, settings
+        self.batch_size, self.mirrored, self.budget = batch_size, mirrored, budget
+        texts = tuple(dict.fromkeys(record.text for record in records))
+        self.text = dict(zip(texts, encoder.encode_text(texts).cpu(), strict=True))  # caption: (D,)
+        self.held: dict[int, View] = {}
+
+    def of(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], list[View | ImageError]]]:
+        """Batches of record numbers with their views, in the order given; an image that cannot be read gives its error."""
+        missing = [i for i in numbers if i not in self.held]
+        fresh, awaited = self._look(missing), set(missing)
+        for start in range(0, len(numbers), self.batch_size):
+            batch = list(numbers[start : start + self.batch_size])
+            yield batch, [next(fresh) if i in awaited else self.held[i] for i in batch]
+
+    def part(self, numbers: Sequence[int]) -> Looks:
+        """The looks at some of the records, with the views that are held already."""
+        part = Looks([self.records[i] for i in numbers], self.encoder, self.settings, batch_size=self.batch_size, mirrored=self.mirrored, budget=self.budget)
+        part.held = {k: self.held[i] for k, i in enumerate(numbers) if i in self.held}
+        return part
+
+    def sound(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], list[View]]]:
+        """`of` for a fit, which an image that cannot be used ends, by name."""
+        for batch, views in self.of(numbers):
+            for i, view in zip(batch, views, strict=True):
+                if isinstance(view, ImageError):
+                    raise ImageError(f"{view}; a model is fitted on sound images only, mend or remove it")
+                if not bool(torch.isfinite(view.embedding).all() & torch.isfinite(view.patches).all()):
+                    raise ImageError(f"{self.records[i].path}: the encoder's features of this image are not numbers; mend or remove it")
+            yield batch, views
+
+    def _look(self, numbers: Sequence[int]) -> Iterator[View | ImageError]:
+        start = 0
+        for batch in decoded([self.records[i].path for i in numbers], batch_size=self.batch_size):
+            rows = numbers[start : start + len(batch)]
+            start += len(batch)
+            good = {i: image for i, (_, image) in zip(rows, batch, strict=True) if not isinstance(image, ImageError)}
+            images = [np.ascontiguousarray(image[:, ::-1]) if self.mirrored else image for image in good.values()]
+            texts = [self.text[self.records[i].text] for i in good]
+            views = look_by(self.encoder, self.settings, images, lambda found, texts=texts: torch.stack(texts).to(found)) if good else []
+            seen = dict(zip(good, views, strict=True))
+            for i, view in seen.items():
+                self._hold(i, view)
+            yield from (seen.get(i, image) for i, (_, image) in zip(rows, batch, strict=True))
+
+    def _hold(self, i: int, view: View) -> None:
+        size = view.image.nbytes + view.tokens.nbytes + view.patches.nbytes + view.relevance.nbytes
+        if size <= self.budget:
+            self.budget -= size
+            self.held[i] = view

@@ -1,0 +1,117 @@
+"""Cross-fitting and the shared views, against slow twins."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import cmgcli
+from cmgcli.calibrate import folds
+from cmgcli.crossfit import MADE_UP, cross_fit
+from cmgcli.dataset import Record, training_records
+from cmgcli.encoder import load_encoder
+from cmgcli.errors import ImageError
+from cmgcli.heldout import gather, joined
+from cmgcli.images import write_png
+from cmgcli.learn import learn
+from cmgcli.looks import Looks
+from cmgcli.model import Model
+from cmgcli.pipeline import fit_records, read_records
+from tests.benchmarks.setting import settings_of
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return load_encoder("builtin", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def records(small_line):
+    return training_records(read_records(small_line, small_line / "metadata.csv"))
+
+
+def quiet(*_) -> None:
+    pass
+
+
+def test_every_image_is_scored_by_a_model_that_has_not_seen_it(encoder, records):
+    """The slow twin fits each fold's model by itself, and makes every view anew."""
+    settings = settings_of(encoder, bank_size=64)
+    model = cross_fit(Looks(records, encoder, settings), false_alarm=0.1, report=quiet)
+    held = folds(len(records))
+    evidence = []
+    for fold in held:
+        unseen = Looks(records, encoder, settings, budget=0)
+        rest = [record for record in records if record not in [records[i] for i in fold]]
+        (learner,) = learn(Looks(rest, encoder, settings, budget=0), [range(len(rest))], quiet)
+        evidence.append(gather(learner.draft(false_alarm=0.1, report=quiet), unseen, fold, made_up=-(-MADE_UP // 5), report=quiet))
+    scores = [joined(evidence[:k] + evidence[k + 1 :]).blend()(evidence[k].normal) for k in range(5)]
+    np.testing.assert_allclose(model.detector.calibration.scores, np.sort(np.concatenate(scores)), atol=1e-4)
+    assert model.detector.fit_images == len(records)
+
+
+def test_an_odd_training_image_does_not_judge_itself(encoder, records, tmp_path):
+    write_png(tmp_path / "odd.png", np.random.default_rng(0).integers(0, 255, (96, 96, 3), dtype=np.uint8))
+    odd = Record(path=tmp_path / "odd.png", file_name="odd.png", text=records[0].text)
+    model = fit_records([*records, odd], encoder, settings_of(encoder, bank_size=64), false_alarm=0.1)
+    (row,) = model.score([odd.path], {odd.path.resolve(): odd.text})
+    assert model.detector.calibration.scores[-1] > 2 * row.score
+
+
+def test_views_are_the_same_held_or_made_again(encoder, records):
+    settings = settings_of(encoder)
+    held, again = (Looks(records, encoder, settings, budget=budget) for budget in (10**9, 900_000))
+    numbers = [5, 0, 7, 3, 20]
+    for _ in range(2):
+        for (a, some), (b, others) in zip(held.of(numbers), again.of(numbers), strict=True):
+            assert a == b == numbers
+            for one, other in zip(some, others, strict=True):
+                np.testing.assert_array_equal(one.image, other.image)
+                np.testing.assert_allclose(one.embedding, other.embedding, atol=1e-5)
+    assert 0 < len(again.held) < len(numbers) == len(held.held)
+
+
+def test_an_unreadable_image_is_an_error_in_its_place(encoder, records, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"not an image")
+    bad = Record(path=tmp_path / "bad.png", file_name="bad.png", text=records[0].text)
+    looks = Looks([records[0], bad, records[1]], encoder, settings_of(encoder))
+    ((_, views),) = looks.of([0, 1, 2])
+    assert [isinstance(view, ImageError) for view in views] == [False, True, False]
+    with pytest.raises(ImageError, match="bad.png.*mend or remove it"):
+        list(looks.sound([0, 1, 2]))
+
+
+def test_a_cross_fitted_model_is_stored_with_its_promise(small_line, tmp_path):
+    model = cmgcli.fit(small_line, small_line / "metadata.csv", adapt=False, false_alarm=0.1, bank_size=64, device="cpu")
+    model.save(tmp_path / "m.cmg")
+    again = Model.load(tmp_path / "m.cmg", device="cpu")
+    assert again.detector.settings.calibration == "cross" and len(again.detector.calibration.scores) == 24
+    assert again.detector.calibration.sentence == model.detector.calibration.sentence
+    assert "cross-fitted on 24 images" in again.detector.calibration.sentence
+
+
+def test_captions_that_mean_the_same_to_the_encoder_fit(small_line):
+    """Words that the encoder does not know embed alike: then no caption is a wrong one."""
+    records = [Record(path=path, file_name=path.name, text=f"zzqx{'!' * 200} {i % 2}") for i, path in enumerate(sorted((small_line / "images").glob("train*"))[:8])]
+    encoder = load_encoder("builtin", device="cpu")
+    assert (encoder.encode_text([records[0].text]) == encoder.encode_text([records[1].text])).all()
+    model = fit_records(records, encoder, settings_of(encoder, bank_size=64), false_alarm=0.2)
+    assert np.isfinite(model.detector.calibration.scores).all()
+
+
+def test_the_bank_keeps_its_budget_past_its_number_of_captions(encoder, records):
+    """Of 24 captions and a budget of 100 patches three groups can be filled."""
+    many = [replace(record, text=f"{record.text} number {i}") for i, record in enumerate(records)]
+    model = fit_records(many, encoder, settings_of(encoder, bank_size=100), false_alarm=0.2)
+    assert len(model.detector.bank.features) <= 100 and int(model.detector.bank.groups.max()) == 2
+    assert np.isfinite(next(model.score([many[0].path])).score)
+
+
+def test_a_map_that_finds_no_place_gets_no_weight():
+    from cmgcli.heldout import Evidence
+
+    none = np.empty((0, 3))
+    evidence = Evidence(np.zeros((4, 3)), np.array([[1.0, 2.0], [3.0, 2.0]]), none, np.array([[0.5, 0.9], [0.4, 0.7]]), none)
+    np.testing.assert_allclose(evidence._map_weights(), [0, 1])
+    blind = Evidence(np.zeros((4, 3)), np.array([[1.0, np.nan]]), none, np.full((2, 2), 0.5), none)
+    np.testing.assert_allclose(blind._map_weights(), [1, 0])
