@@ -11,5 +11,5 @@ cmg mask --images "$work/line" --captions "$work/line/metadata.csv" --out "$work
 find "$work/line/images" -name 'test*' | sort |
     cmg score --model "$work/model.cmg" --captions "$work/line/metadata.csv" --maps "$work/maps" - >"$work/scores.csv"
 head -n 8 "$work/scores.csv"
-cmg eval --model "$work/model.cmg" --images "$work/line" --labels "$work/line/metadata.csv" --json "$work/evaluation.json"
-echo "look at $work/maps, $work/masks and $work/scores.csv"
+cmg eval --model "$work/model.cmg" --images "$work/line" --labels "$work/line/metadata.csv" --json "$work/evaluation.json" --report "$work/report.html"
+echo "look at $work/report.html, $work/maps and $work/masks"
