@@ -137,7 +137,7 @@ def fit_records(
     looks: views of the records that were made before with the same encoder, relevance and keep; None makes them.
     """
     report = progress or (lambda stage, done, total: None)
-    looks = looks or Looks(records, encoder, settings, batch_size=batch_size)
+    looks = looks.under(settings) if looks else Looks(records, encoder, settings, batch_size=batch_size)
     if settings.calibration == "cross" and len(records) > 1:
         return cross_fit(looks, false_alarm=false_alarm, snapshot=snapshot, report=report)
     parts = split(len(records), false_alarm=false_alarm, seed=settings.seed)

@@ -68,7 +68,7 @@ def test_views_are_the_same_held_or_made_again(encoder, records):
             for one, other in zip(some, others, strict=True):
                 np.testing.assert_array_equal(one.image, other.image)
                 np.testing.assert_allclose(one.embedding, other.embedding, atol=1e-5)
-    assert 0 < len(again.held) < len(numbers) == len(held.held)
+    assert 0 < len(again.held.views) < len(numbers) == len(held.held.views)
 
 
 def test_an_unreadable_image_is_an_error_in_its_place(encoder, records, tmp_path):
@@ -105,3 +105,10 @@ def test_the_bank_keeps_its_budget_past_its_number_of_captions(encoder, records)
     model = fit_records(many, encoder, settings_of(encoder, bank_size=100), false_alarm=0.2)
     assert len(model.detector.bank.features) <= 100 and int(model.detector.bank.groups.max()) == 2
     assert np.isfinite(next(model.score([many[0].path])).score)
+
+
+def test_looks_serve_only_settings_that_see_the_same(encoder, records):
+    looks = Looks(records, encoder, settings_of(encoder))
+    assert looks.under(settings_of(encoder, cmle=False)).held is looks.held
+    with pytest.raises(ValueError, match="cmer True cannot serve"):
+        looks.under(settings_of(encoder, cmer=False))
