@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from cmgcli.calibrate import choose_calibration
-from cmgcli.dataset import Record, test_records, training_records
+from cmgcli.dataset import Record, test_records
 from cmgcli.errors import DatasetError, ImageError
 from cmgcli.exhibits import Worst, exhibit, shrink
 from cmgcli.figures import evaluation_of, labelled
@@ -20,7 +20,7 @@ from cmgcli.loader import BATCH
 from cmgcli.looks import BUDGET, Looks
 from cmgcli.metrics import PixelTally
 from cmgcli.model import MAP_CALM, MAP_STRANGE, Inspection, Model
-from cmgcli.pipeline import Progress, fit_records, read_records
+from cmgcli.pipeline import Progress, fit_records, read_records, records_to_fit
 from cmgcli.report import Case, Evaluation
 from cmgcli.rows import Row
 
@@ -132,7 +132,7 @@ def ablate(
         adapt_steps: steps of the head in the second half of the table; 0 leaves that half out.
     """
     records = read_records(images, labels, allow_missing=allow_missing)
-    train = training_records(records)
+    train = records_to_fit(records)
     test = labelled(test_records(records), labels or images)
     if not train:
         raise DatasetError(f"{labels or images}: the ablation fits its own models and needs rows with split train")
