@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,16 +11,18 @@ import cv2
 import numpy as np
 
 from cmgcli.calibrate import choose_calibration
-from cmgcli.dataset import Record, test_records, training_records
-from cmgcli.errors import DatasetError
+from cmgcli.dataset import Record, test_records
+from cmgcli.errors import DatasetError, ImageError
 from cmgcli.exhibits import Worst, exhibit, shrink
 from cmgcli.figures import evaluation_of, labelled
 from cmgcli.images import read_mask
 from cmgcli.loader import BATCH
+from cmgcli.looks import BUDGET, Looks
 from cmgcli.metrics import PixelTally
-from cmgcli.model import MAP_CALM, MAP_STRANGE, Model
-from cmgcli.pipeline import Progress, fit_records, read_records
+from cmgcli.model import MAP_CALM, MAP_STRANGE, Inspection, Model
+from cmgcli.pipeline import Progress, fit_records, read_records, records_to_fit
 from cmgcli.report import Case, Evaluation
+from cmgcli.rows import Row
 
 MAP_SIDE = 256
 PAPER_GAIN = 0.1681
@@ -52,20 +54,28 @@ def evaluate(
 
 
 def evaluate_records(
-    model: Model, records: Sequence[Record], *, exhibits: int = 0, batch_size: int = BATCH, progress: Progress | None = None
+    model: Model,
+    records: Sequence[Record],
+    *,
+    exhibits: int = 0,
+    batch_size: int = BATCH,
+    progress: Progress | None = None,
+    looks: Looks | None = None,
 ) -> Evaluation:
     """`evaluate` on records that are read and checked. Maps and masks are compared at most 256 pixels a side.
 
     One image after the other: only rows, counts and the exhibits are kept.
+
+    looks: views of the records that another model of the same encoder, relevance and keep may have made before.
     """
     report = progress or (lambda stage, done, total: None)
-    captions = {record.path: record.text for record in records}
+    settings = model.detector.settings
+    looks = looks.under(settings) if looks else Looks(records, model.encoder, settings, batch_size=batch_size, budget=0)
     pixels = PixelTally() if any(record.mask for record in records) else None
     worst = Worst(exhibits)
     cases = []
     maps = pixels is not None or exhibits > 0
-    inspections = model.inspect([record.path for record in records], captions, batch_size=batch_size, maps=maps)
-    for done, (record, inspection) in enumerate(zip(records, inspections, strict=True), 1):
+    for done, (record, inspection) in enumerate(zip(records, _inspections(model, looks, maps), strict=True), 1):
         report("scoring", done, len(records))
         case = Case(record, inspection.row)
         cases.append(case)
@@ -79,6 +89,16 @@ def evaluate_records(
     calibration = model.detector.calibration
     promised = calibration.promised_rate if len(calibration.scores) else None
     return evaluation_of(cases, worst, threshold=calibration.threshold(), promised=promised, pixels=pixels)
+
+
+def _inspections(model: Model, looks: Looks, maps: bool) -> Iterator[Inspection]:
+    for numbers, views in looks.of(range(len(looks.records))):
+        for i, view in zip(numbers, views, strict=True):
+            name, text = str(looks.records[i].path), looks.records[i].text
+            if isinstance(view, ImageError):
+                yield Inspection(Row(file=name, error=str(view)))
+            else:
+                yield model.inspection(name, view, text, looks.text, maps)
 
 
 def _small_mask(record: Record, full: tuple[int, int], small: tuple[int, int]) -> np.ndarray:
@@ -105,26 +125,29 @@ def ablate(
 ) -> dict[str, Evaluation]:
     """Fit and evaluate baseline, +CMER, +CMLE and CMG with the model's other settings, and each with the head too.
 
+    The variants that keep the same patches share what the encoder sees of the images.
+
     Args:
         labels: a dataset file with both splits: train to fit, test to judge.
         adapt_steps: steps of the head in the second half of the table; 0 leaves that half out.
     """
     records = read_records(images, labels, allow_missing=allow_missing)
-    train = training_records(records)
+    train = records_to_fit(records)
     test = labelled(test_records(records), labels or images)
     if not train:
         raise DatasetError(f"{labels or images}: the ablation fits its own models and needs rows with split train")
+    settings = model.detector.settings
+    seen = {
+        cmer: [Looks(part, model.encoder, replace(settings, cmer=cmer), budget=BUDGET // 4) for part in (train, test)] for cmer in (False, True)
+    }
     table = {}
     for steps in (0, adapt_steps) if adapt_steps else (0,):
+        calibration = choose_calibration(None, head=steps > 0)
         for name, (cmer, cmle) in VARIANTS.items():
             title = f"{name} with head" if steps else name
             stage = (lambda what, done, total, title=title: progress(f"{title}: {what}", done, total)) if progress else None
-            variant = _variant(train, model, cmer, cmle, steps, stage)
-            table[title] = evaluate_records(variant, test, progress=stage)
+            changed = replace(settings, cmer=cmer, cmle=cmle, adapt_steps=steps, calibration=calibration)
+            rate = model.detector.calibration.false_alarm
+            variant = fit_records(train, model.encoder, changed, false_alarm=rate, progress=stage, looks=seen[cmer][0])
+            table[title] = evaluate_records(variant, test, progress=stage, looks=seen[cmer][1])
     return table
-
-
-def _variant(train: Sequence[Record], model: Model, cmer: bool, cmle: bool, steps: int, progress: Progress | None) -> Model:
-    method = choose_calibration(None, head=steps > 0)
-    settings = replace(model.detector.settings, cmer=cmer, cmle=cmle, adapt_steps=steps, calibration=method)
-    return fit_records(train, model.encoder, settings, false_alarm=model.detector.calibration.false_alarm, progress=progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 
 import numpy as np
 import torch
@@ -32,24 +33,27 @@ class Looks:
         budget: int = BUDGET,
     ) -> None:
         self.records, self.encoder, self.settings = records, encoder, settings
-        self.batch_size, self.mirrored, self.budget = batch_size, mirrored, budget
+        self.batch_size, self.mirrored = batch_size, mirrored
         texts = tuple(dict.fromkeys(record.text for record in records))
         self.text = dict(zip(texts, encoder.encode_text(texts).cpu(), strict=True))  # caption: (D,)
-        self.held: dict[int, View] = {}
+        self.held = _Held(budget)
 
     def of(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], list[View | ImageError]]]:
         """Batches of record numbers with their views, in the order given; an image that cannot be read gives its error."""
-        missing = [i for i in numbers if i not in self.held]
+        missing = [i for i in numbers if i not in self.held.views]
         fresh, awaited = self._look(missing), set(missing)
         for start in range(0, len(numbers), self.batch_size):
             batch = list(numbers[start : start + self.batch_size])
-            yield batch, [next(fresh) if i in awaited else self.held[i] for i in batch]
+            yield batch, [next(fresh) if i in awaited else self.held.views[i] for i in batch]
 
-    def part(self, numbers: Sequence[int]) -> Looks:
-        """The looks at some of the records, with the views that are held already."""
-        part = Looks([self.records[i] for i in numbers], self.encoder, self.settings, batch_size=self.batch_size, mirrored=self.mirrored, budget=self.budget)
-        part.held = {k: self.held[i] for k, i in enumerate(numbers) if i in self.held}
-        return part
+    def under(self, settings: Settings) -> Looks:
+        """The same looks, the held views shared, for a fit with other settings of what comes after the encoder."""
+        for name in ("encoder_sha256", "layers", "relevance", "keep", "cmer"):
+            if getattr(settings, name) != getattr(self.settings, name):
+                raise ValueError(f"looks with {name} {getattr(self.settings, name)} cannot serve a fit with {getattr(settings, name)}")
+        same = copy(self)
+        same.settings = settings
+        return same
 
     def sound(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], list[View]]]:
         """`of` for a fit, which an image that cannot be used ends, by name."""
@@ -72,11 +76,17 @@ class Looks:
             views = look_by(self.encoder, self.settings, images, lambda found, texts=texts: torch.stack(texts).to(found)) if good else []
             seen = dict(zip(good, views, strict=True))
             for i, view in seen.items():
-                self._hold(i, view)
+                self.held.offer(i, view)
             yield from (seen.get(i, image) for i, (_, image) in zip(rows, batch, strict=True))
 
-    def _hold(self, i: int, view: View) -> None:
+
+class _Held:
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.views: dict[int, View] = {}
+
+    def offer(self, i: int, view: View) -> None:
         size = view.image.nbytes + view.tokens.nbytes + view.patches.nbytes + view.relevance.nbytes
         if size <= self.budget:
             self.budget -= size
-            self.held[i] = view
+            self.views[i] = view

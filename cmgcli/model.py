@@ -95,11 +95,12 @@ class Model:
             seen = dict(zip(good, views, strict=True))
             for i, (name, image) in enumerate(batch):
                 if i in seen:
-                    yield self._inspection(str(name), seen[i], given[i], known, maps)
+                    yield self.inspection(str(name), seen[i], given[i], known, maps)
                 else:
                     yield Inspection(Row(file=str(name), error=str(image)))
 
-    def _inspection(self, name: str, view: View, caption: str | None, known: Mapping[str, Tensor], maps: bool) -> Inspection:
+    def inspection(self, name: str, view: View, caption: str | None, known: Mapping[str, Tensor], maps: bool) -> Inspection:
+        """What scoring gives for one image that is looked at; ``known`` has the embedding (D,) of its caption, if it has one."""
         detector = self.detector
         language = detector.language
         if caption is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,6 +50,30 @@ def read_records(
     for sentence in dataset.missing:
         logger.warning("left out: %s", sentence)
     return dataset.records
+
+
+def records_to_fit(records: Sequence[Record]) -> tuple[Record, ...]:
+    """The normal training records without copies, which would let a model judge images that it has seen; what is left out is logged."""
+    training = training_records(records)
+    sizes = Counter(_size(record.path) for record in training)
+    kept: dict[object, Record] = {}
+    for record in training:
+        kept.setdefault((_content(record.path, alone=sizes[_size(record.path)] == 1), record.text), record)
+    if len(kept) < len(training):
+        logger.warning("left out: %d files that are copies of other training images under the same caption", len(training) - len(kept))
+    return tuple(kept.values())
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _content(path: Path, *, alone: bool) -> object:
+    """What two files are equal by; a file that cannot be read is itself, and named when it is decoded."""
+    try:
+        return path if alone else hashlib.sha256(path.read_bytes()).digest()
+    except OSError:
+        return path
 
 
 def fit(
@@ -97,7 +122,7 @@ def fit(
     Raises:
         CmgError: input, settings or weights that cannot be used.
     """
-    records = training_records(read_records(images, captions, caption=caption, allow_missing=allow_missing))
+    records = records_to_fit(read_records(images, captions, caption=caption, allow_missing=allow_missing))
     if not records:
         raise DatasetError(f"{captions or images}: no normal training image; expected rows with split train (or none) and label 0 (or none)")
     tower = load_encoder(encoder, device=device)
@@ -139,7 +164,7 @@ def fit_records(
     looks: views of the records that were made before with the same encoder, relevance and keep; None makes them.
     """
     report = progress or (lambda stage, done, total: None)
-    looks = looks or Looks(records, encoder, settings, batch_size=batch_size)
+    looks = looks.under(settings) if looks else Looks(records, encoder, settings, batch_size=batch_size)
     if settings.calibration == "cross" and len(records) > 1:
         return cross_fit(looks, false_alarm=false_alarm, snapshot=snapshot, report=report)
     parts = split(len(records), false_alarm=false_alarm, seed=settings.seed)

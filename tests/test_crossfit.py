@@ -16,7 +16,7 @@ from cmgcli.images import write_png
 from cmgcli.learn import learn
 from cmgcli.looks import Looks
 from cmgcli.model import Model
-from cmgcli.pipeline import fit_records, read_records
+from cmgcli.pipeline import fit_records, read_records, records_to_fit
 from tests.benchmarks.setting import settings_of
 
 
@@ -68,7 +68,7 @@ def test_views_are_the_same_held_or_made_again(encoder, records):
             for one, other in zip(some, others, strict=True):
                 np.testing.assert_array_equal(one.image, other.image)
                 np.testing.assert_allclose(one.embedding, other.embedding, atol=1e-5)
-    assert 0 < len(again.held) < len(numbers) == len(held.held)
+    assert 0 < len(again.held.views) < len(numbers) == len(held.held.views)
 
 
 def test_an_unreadable_image_is_an_error_in_its_place(encoder, records, tmp_path):
@@ -92,7 +92,8 @@ def test_a_cross_fitted_model_is_stored_with_its_promise(small_line, tmp_path):
 
 def test_captions_that_mean_the_same_to_the_encoder_fit(small_line):
     """Words that the encoder does not know embed alike: then no caption is a wrong one."""
-    records = [Record(path=path, file_name=path.name, text=f"zzqx{'!' * 200} {i % 2}") for i, path in enumerate(sorted((small_line / "images").glob("train*"))[:8])]
+    paths = sorted((small_line / "images").glob("train*"))[:8]
+    records = [Record(path=path, file_name=path.name, text=f"zzqx{'!' * 200} {i % 2}") for i, path in enumerate(paths)]
     encoder = load_encoder("builtin", device="cpu")
     assert (encoder.encode_text([records[0].text]) == encoder.encode_text([records[1].text])).all()
     model = fit_records(records, encoder, settings_of(encoder, bank_size=64), false_alarm=0.2)
@@ -115,3 +116,23 @@ def test_a_map_that_finds_no_place_gets_no_weight():
     np.testing.assert_allclose(evidence._map_weights(), [0, 1])
     blind = Evidence(np.zeros((4, 3)), np.array([[1.0, np.nan]]), none, np.full((2, 2), 0.5), none)
     np.testing.assert_allclose(blind._map_weights(), [1, 0])
+
+
+def test_looks_serve_only_settings_that_see_the_same(encoder, records):
+    looks = Looks(records, encoder, settings_of(encoder))
+    assert looks.under(settings_of(encoder, cmle=False)).held is looks.held
+    with pytest.raises(ValueError, match="cmer True cannot serve"):
+        looks.under(settings_of(encoder, cmer=False))
+
+
+def test_copies_of_an_image_fit_once(records, small_line, tmp_path, caplog):
+    """A copy in another fold, or on the other side of the split, would let a model judge an image that it has seen."""
+    copies = []
+    for record in records:
+        copy = tmp_path / record.path.name
+        copy.write_bytes(record.path.read_bytes())
+        copies.append(replace(record, path=copy))
+    assert records_to_fit([*records, *copies]) == tuple(records)
+    assert "left out: 24 files that are copies" in caplog.text
+    other = replace(copies[3], text="something else")
+    assert records_to_fit([*records[:5], other]) == (*records[:5], other)

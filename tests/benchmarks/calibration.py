@@ -102,10 +102,9 @@ def main(rounds: int = 200) -> None:
             order = np.random.default_rng(seed).permutation(POOL)
             for method, rate in whole:
                 settings = settings_of(encoder, calibration=method, seed=seed)
-                chosen = looks.part(order[:TRAIN].tolist())
-                detector = (model := fit_records(chosen.records, encoder, settings, false_alarm=rate, looks=chosen)).detector
-                scores = detector.blend(gather(model, looks, order[TRAIN:].tolist(), made_up=0, report=lambda done: None).normal)
-                whole[method, rate].append(float((scores > detector.calibration.threshold()).mean()))
+                model = fit_records([records[i] for i in order[:TRAIN]], encoder, settings, false_alarm=rate)
+                scores = model.detector.blend(gather(model, looks, order[TRAIN:].tolist(), made_up=0, report=lambda done: None).normal)
+                whole[method, rate].append(float((scores > model.detector.calibration.threshold()).mean()))
         report(f"line, whole score, {TRAIN} images", whole)
 
 
