@@ -37,6 +37,10 @@ class ImageFeatures:
     dense: Tensor  # (B, K, D) float32, last-layer tokens in the embedding space, not normalised
     patches: tuple[Tensor, ...]  # each (B, K, W) float32, one per layer asked for
 
+    def rows(self, rows: Tensor) -> ImageFeatures:
+        """The features of the images whose numbers (b,) int64 are given."""
+        return ImageFeatures(self.embedding[rows], self.dense[rows], tuple(layer[rows] for layer in self.patches))
+
 
 class TokenGather(nn.Module):
     """Passes on the class token and the patch tokens named by `index`; every token while `index` is None."""

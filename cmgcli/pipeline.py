@@ -277,6 +277,7 @@ def mask(
                 entropy_before=float(entropy(flat)),
                 entropy_after=float(entropy(flat, kept)),
                 estimator=estimator,
+                passes=view.passes,
                 caption=record.text,
             )
             yield MaskResult(row, view)

@@ -41,6 +41,7 @@ class MaskRow:
     entropy_before: float | None = None  # bits, of the relevance over all patches
     entropy_after: float | None = None  # bits, over the kept ones
     estimator: str = ""
+    passes: float | None = None  # of the encoder; one over n of P patches counts n / P
     caption: str = ""
     error: str = ""
 

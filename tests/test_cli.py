@@ -188,6 +188,7 @@ def test_mask_writes_three_pictures_per_image_and_a_summary(small_line, tmp_path
         assert keep.shape == (96, 96) and set(keep.ravel().tolist()) <= {0, 255} and keep.any()
         assert (tmp_path / "out" / f"{stem}_relevance.png").exists() and (tmp_path / "out" / f"{stem}_overlay.png").exists()
         assert float(row["entropy_after"]) <= float(row["entropy_before"])
+        assert 1 <= float(row["passes"]) <= 1 + float(row["kept"]) + 1e-5
 
 
 def test_wrong_input_is_one_line_with_the_remedy(small_line, tmp_path):
