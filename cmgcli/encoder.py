@@ -68,6 +68,7 @@ class Encoder:
         dim, width: ``D`` and ``W``.
         averages: True where the embedding is the mean of the projected patch tokens, so that the match with a text
             splits exactly into one term per patch.
+        sharpness: what the model learnt to multiply a cosine by, to have the log-odds of a caption.
     """
 
     def __init__(self, name: str, model: nn.Module, tokenizer, *, mean: Sequence[float], std: Sequence[float], device: str) -> None:
@@ -93,6 +94,7 @@ class Encoder:
         self.averages = tower.pool_type == "avg" and not tower.final_ln_after_pool
         self.mean = tuple(float(v) for v in mean)
         self.std = tuple(float(v) for v in std)
+        self.sharpness = float(model.logit_scale.exp())
         self.sha256 = digest(model)
 
     @property

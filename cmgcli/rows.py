@@ -43,6 +43,9 @@ class MaskRow:
     estimator: str = ""
     passes: float | None = None  # of the encoder; one over n of P patches counts n / P
     caption: str = ""
+    other_caption: str = ""  # of the run's other captions the one that matches the whole image best
+    match_other: float | None = None  # cosine of the whole image and that caption
+    doubt: float | None = None  # in [0, 1], the encoder's probability that of the two that one is the right one
     error: str = ""
 
 

@@ -26,6 +26,7 @@ class View:
     tokens: Tensor  # (W, h, w) float32 late tokens of the whole image, for the head
     relevance: np.ndarray  # (h, w) float32
     keep: np.ndarray  # (h, w) bool
+    whole: Tensor  # (D,) unit-norm embedding of the whole image
     embedding: Tensor  # (D,) unit-norm embedding of the kept patches
     patches: Tensor  # (K, V) features of the kept patches, in the order of their numbers
     match_before: float  # cosine of the whole image and the caption
@@ -115,6 +116,7 @@ def look(
                 tokens=full.patches[-1][row].T.reshape(encoder.width, *encoder.grid),
                 relevance=scores[row].reshape(encoder.grid).cpu().numpy(),
                 keep=kept[row].reshape(encoder.grid).cpu().numpy(),
+                whole=full.embedding[row],
                 embedding=seen.embedding[i],
                 patches=features[i],
                 match_before=float(full.embedding[row] @ captions[row]),
@@ -131,6 +133,16 @@ def relevance_of(meter: Meter, estimator: str, dense: Tensor, text: Tensor) -> T
     if estimator == "sampled":
         return cmer.sampled(token_match(meter, text), meter.pixels, meter.encoder.grid).relevance
     return cmer.occlusion(token_match(meter, text), meter.pixels, meter.encoder.grid, window=3, stride=2)
+
+
+def best_other(whole: Tensor, text: Tensor, own: int) -> tuple[int | None, float | None]:
+    """Of the captions (U, D) but for number `own`, the one that matches an image (D,) best, and its cosine; None without another."""
+    if len(text) < 2:
+        return None, None
+    matches = text @ whole  # (U,)
+    matches[own] = -torch.inf
+    best = int(matches.argmax())
+    return best, float(matches[best])
 
 
 def choose_relevance(encoder: Encoder, estimator: str | None) -> str:
