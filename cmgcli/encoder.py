@@ -10,6 +10,7 @@ patch dropout, Li et al., "Scaling Language-Image Pre-training via Masking", CVP
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 import logging
@@ -24,6 +25,8 @@ from torch import Tensor, nn
 
 from cmgcli.errors import EncoderError
 from cmgcli.images import to_square
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS = Path(__file__).parent / "weights"
 BUILTIN = "cmg-builtin"
@@ -123,13 +126,30 @@ class Encoder:
 
     @torch.inference_mode()
     def encode_image(self, pixels: Tensor, *, index: Tensor | None = None, layers: Sequence[int] = ()) -> ImageFeatures:
-        """One forward pass over the tokens that `index` names.
+        """One forward pass over the tokens that `index` names; a batch that does not fit into memory goes in halves.
 
         Args:
             pixels: (B, 3, S, S) float32, from `preprocess`.
             index: (B, K) int64 patch numbers to keep, row by row; None keeps all ``P``.
             layers: blocks whose patch tokens are wanted.
+        Raises:
+            EncoderError: a single image does not fit into memory.
         """
+        try:
+            return self._forward(pixels, index, layers)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(pixels) == 1:
+                raise EncoderError(f"encoder {self.name}: there is not enough memory on {self.device} for one image; choose a smaller encoder") from error
+        _say_halved_once()  # here the error is gone, and with it the tensors of the forward pass that its traceback held
+        half = len(pixels) // 2
+        first = self.encode_image(pixels[:half], index=None if index is None else index[:half], layers=layers)
+        second = self.encode_image(pixels[half:], index=None if index is None else index[half:], layers=layers)
+        patches = tuple(torch.cat(pair) for pair in zip(first.patches, second.patches, strict=True))
+        return ImageFeatures(torch.cat([first.embedding, second.embedding]), torch.cat([first.dense, second.dense]), patches)
+
+    def _forward(self, pixels: Tensor, index: Tensor | None, layers: Sequence[int]) -> ImageFeatures:
         tower = self.model.visual
         last = self.depth - 1
         wanted = sorted({*layers, last})
@@ -158,6 +178,17 @@ class Encoder:
             for i in range(0, len(texts), 256)
         ]
         return torch.cat(chunks).float()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for the error of an allocation that failed, in whichever of their ways Python, torch and CUDA say it."""
+    words = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
+@functools.cache
+def _say_halved_once() -> None:
+    logger.warning("a batch of images did not fit into memory and was encoded in halves; a smaller --batch-size saves the attempts")
 
 
 def digest(model: nn.Module) -> str:
