@@ -141,7 +141,9 @@ class Encoder:
             if not is_out_of_memory(error):
                 raise
             if len(pixels) == 1:
-                raise EncoderError(f"encoder {self.name}: there is not enough memory on {self.device} for one image; choose a smaller encoder") from error
+                raise EncoderError(
+                    f"encoder {self.name}: there is not enough memory on {self.device} for one image ({_first_line(error)}); choose a smaller encoder"
+                ) from error
         _say_halved_once()  # here the error is gone, and with it the tensors of the forward pass that its traceback held
         half = len(pixels) // 2
         first = self.encode_image(pixels[:half], index=None if index is None else index[:half], layers=layers)
@@ -181,9 +183,13 @@ class Encoder:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for the error of an allocation that failed, in whichever of their ways Python, torch and CUDA say it."""
-    words = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+    """True for the error of an allocation that failed, in whichever of their ways Python, torch, CUDA and oneDNN say it."""
+    words = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "could not create a primitive", "could not create a memory object")
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @functools.cache
@@ -254,9 +260,8 @@ def load_encoder(name: str = "builtin", *, device: str = "auto") -> Encoder:
             )
             tokenizer = open_clip.get_tokenizer(architecture)
     except Exception as error:  # noqa: BLE001 - open_clip, huggingface_hub, torch and safetensors each raise their own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise EncoderError(
-            f"encoder {name}: the weights could not be loaded ({reason}); without a network, put them into the Hugging Face "
+            f"encoder {name}: the weights could not be loaded ({_first_line(error)}); without a network, put them into the Hugging Face "
             "cache (HF_HOME), or give them as NAME@FILE or local-dir:DIR"
         ) from error
     config = open_clip.get_model_preprocess_cfg(model)
