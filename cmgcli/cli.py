@@ -271,6 +271,7 @@ def _conclude(verdict: Verdict, model: Model, began: datetime, junit: Path | Non
 def mask(
     images: o.Images,
     out: o.MaskOut,
+    contact_sheet: o.ContactSheetOption = None,
     captions: o.Captions = None,
     caption: o.Caption = None,
     allow_missing: AllowMissing = False,
@@ -291,23 +292,18 @@ def mask(
             captions=captions, caption=caption, encoder=encoder, relevance=relevance, keep=parse_keep(keep), device=device,
             batch_size=batch_size, allow_missing=allow_missing or None,
         )  # fmt: skip
+        make_directory(out)
+        must_be_in_a_directory(contact_sheet, "--contact-sheet")
         with timed("importing torch"):
-            from cmgcli import pictures, pipeline, rows
+            from cmgcli import masking, pipeline
 
         results = pipeline.mask(images, **options)
-        make_directory(out)
-        unreadable, used = 0, set()
         with output(out / "summary.csv") as stream, timed("masking"):
-            write = rows.row_writer(stream, rows.MaskRow)
-            for result in results:
-                unreadable += bool(result.row.error)
-                if result.view is not None:
-                    view = result.view
-                    pictures.write_mask_pictures(out, pictures.unused_stem(result.row.file, used), view.image, view.keep, view.relevance)
-                write(result.row)
-        say(f"wrote {out / 'summary.csv'}")
-        if unreadable:
-            fail(f"{unreadable} images could not be read; see the column error")
+            masked = masking.write_masks(results, out, stream, contact_sheet=contact_sheet)
+        for sentence in (f"wrote {out / 'summary.csv'}", *masked.sentences):
+            say(sentence)
+        if masked.unreadable:
+            fail(f"{masked.unreadable} images could not be read; see the column error")
             raise typer.Exit(SOME_UNREADABLE)
 
 

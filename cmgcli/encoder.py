@@ -10,6 +10,7 @@ patch dropout, Li et al., "Scaling Language-Image Pre-training via Masking", CVP
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 import logging
@@ -25,6 +26,8 @@ from torch import Tensor, nn
 from cmgcli.errors import EncoderError
 from cmgcli.images import to_square
 
+logger = logging.getLogger(__name__)
+
 WEIGHTS = Path(__file__).parent / "weights"
 BUILTIN = "cmg-builtin"
 
@@ -36,6 +39,10 @@ class ImageFeatures:
     embedding: Tensor  # (B, D) float32, unit norm
     dense: Tensor  # (B, K, D) float32, last-layer tokens in the embedding space, not normalised
     patches: tuple[Tensor, ...]  # each (B, K, W) float32, one per layer asked for
+
+    def rows(self, rows: Tensor) -> ImageFeatures:
+        """The features of the images whose numbers (b,) int64 are given."""
+        return ImageFeatures(self.embedding[rows], self.dense[rows], tuple(layer[rows] for layer in self.patches))
 
 
 class TokenGather(nn.Module):
@@ -64,6 +71,7 @@ class Encoder:
         dim, width: ``D`` and ``W``.
         averages: True where the embedding is the mean of the projected patch tokens, so that the match with a text
             splits exactly into one term per patch.
+        sharpness: what the model learnt to multiply a cosine by, to have the log-odds of a caption.
     """
 
     def __init__(self, name: str, model: nn.Module, tokenizer, *, mean: Sequence[float], std: Sequence[float], device: str) -> None:
@@ -89,6 +97,7 @@ class Encoder:
         self.averages = tower.pool_type == "avg" and not tower.final_ln_after_pool
         self.mean = tuple(float(v) for v in mean)
         self.std = tuple(float(v) for v in std)
+        self.sharpness = float(model.logit_scale.exp())
         self.sha256 = digest(model)
 
     @property
@@ -117,13 +126,32 @@ class Encoder:
 
     @torch.inference_mode()
     def encode_image(self, pixels: Tensor, *, index: Tensor | None = None, layers: Sequence[int] = ()) -> ImageFeatures:
-        """One forward pass over the tokens that `index` names.
+        """One forward pass over the tokens that `index` names; a batch that does not fit into memory goes in halves.
 
         Args:
             pixels: (B, 3, S, S) float32, from `preprocess`.
             index: (B, K) int64 patch numbers to keep, row by row; None keeps all ``P``.
             layers: blocks whose patch tokens are wanted.
+        Raises:
+            EncoderError: a single image does not fit into memory.
         """
+        try:
+            return self._forward(pixels, index, layers)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(pixels) == 1:
+                raise EncoderError(
+                    f"encoder {self.name}: there is not enough memory on {self.device} for one image ({_first_line(error)}); choose a smaller encoder"
+                ) from error
+        _say_halved_once()  # here the error is gone, and with it the tensors of the forward pass that its traceback held
+        half = len(pixels) // 2
+        first = self.encode_image(pixels[:half], index=None if index is None else index[:half], layers=layers)
+        second = self.encode_image(pixels[half:], index=None if index is None else index[half:], layers=layers)
+        patches = tuple(torch.cat(pair) for pair in zip(first.patches, second.patches, strict=True))
+        return ImageFeatures(torch.cat([first.embedding, second.embedding]), torch.cat([first.dense, second.dense]), patches)
+
+    def _forward(self, pixels: Tensor, index: Tensor | None, layers: Sequence[int]) -> ImageFeatures:
         tower = self.model.visual
         last = self.depth - 1
         wanted = sorted({*layers, last})
@@ -152,6 +180,21 @@ class Encoder:
             for i in range(0, len(texts), 256)
         ]
         return torch.cat(chunks).float()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for the error of an allocation that failed, in whichever of their ways Python, torch, CUDA and oneDNN say it."""
+    words = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "could not create a primitive", "could not create a memory object")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@functools.cache
+def _say_halved_once() -> None:
+    logger.warning("a batch of images did not fit into memory and was encoded in halves; a smaller --batch-size saves the attempts")
 
 
 def digest(model: nn.Module) -> str:
@@ -217,9 +260,8 @@ def load_encoder(name: str = "builtin", *, device: str = "auto") -> Encoder:
             )
             tokenizer = open_clip.get_tokenizer(architecture)
     except Exception as error:  # noqa: BLE001 - open_clip, huggingface_hub, torch and safetensors each raise their own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise EncoderError(
-            f"encoder {name}: the weights could not be loaded ({reason}); without a network, put them into the Hugging Face "
+            f"encoder {name}: the weights could not be loaded ({_first_line(error)}); without a network, put them into the Hugging Face "
             "cache (HF_HOME), or give them as NAME@FILE or local-dir:DIR"
         ) from error
     config = open_clip.get_model_preprocess_cfg(model)

@@ -100,6 +100,9 @@ FitResume = Annotated[
 ]
 ModelOut = Annotated[Path, typer.Option(help="Model file to write.", rich_help_panel=OUTPUT)]
 MaskOut = Annotated[Path, typer.Option(help="Directory to write.", show_default=False, rich_help_panel=OUTPUT)]
+ContactSheetOption = Annotated[
+    Optional[Path], typer.Option("--contact-sheet", help="PNG to write: many images at a glance, each beside its relevance and what is kept.", rich_help_panel=OUTPUT)
+]
 EncoderOption = Annotated[
     Optional[str], typer.Option(help="builtin, NAME/TAG, NAME@FILE or local-dir:DIR.", show_default="builtin", rich_help_panel=METHOD)
 ]

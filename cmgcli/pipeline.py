@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cmgcli.adapt import Drawn, Scene, draw_defects, train_head
 from cmgcli.calibrate import Split, calibrate, choose_calibration, split
@@ -34,7 +36,7 @@ from cmgcli.model import Model
 from cmgcli.pretrained_head import load_head
 from cmgcli.projection import check_projection
 from cmgcli.rows import MaskRow
-from cmgcli.view import View, choose_relevance, look
+from cmgcli.view import View, best_other, choose_relevance, look
 
 logger = logging.getLogger(__name__)
 
@@ -249,15 +251,16 @@ def mask(
     tower = load_encoder(encoder, device=device)
     estimator = choose_relevance(tower, relevance)
     texts = tuple(dict.fromkeys(record.text for record in records))
-    embedded = dict(zip(texts, tower.encode_text(texts), strict=True))
+    number = {text: u for u, text in enumerate(texts)}
+    embedded = tower.encode_text(texts)  # (U, D)
     start = 0
     for batch in decoded([record.path for record in records], batch_size=batch_size):
         rows = records[start : start + len(batch)]
         start += len(batch)
         good = [i for i, (_, image) in enumerate(batch) if not isinstance(image, ImageError)]
-        wanted = [embedded[rows[i].text] for i in good]
+        wanted = embedded[[number[rows[i].text] for i in good]]  # (b, D)
         views = (
-            look(tower, [batch[i][1] for i in good], lambda _, wanted=wanted: torch.stack(wanted), layers=tower.feature_layers, relevance=estimator, keep=keep)
+            look(tower, [batch[i][1] for i in good], lambda _, wanted=wanted: wanted, layers=tower.feature_layers, relevance=estimator, keep=keep)
             if good
             else []
         )
@@ -266,16 +269,24 @@ def mask(
             if i not in seen:
                 yield MaskResult(MaskRow(record.file_name, caption=record.text, error=str(batch[i][1])))
                 continue
-            view = seen[i]
-            flat, kept = torch.from_numpy(view.relevance).view(1, -1), torch.from_numpy(view.keep).view(1, -1)
-            row = MaskRow(
-                file=record.file_name,
-                match_before=view.match_before,
-                match_after=view.match,
-                kept=float(view.keep.mean()),
-                entropy_before=float(entropy(flat)),
-                entropy_after=float(entropy(flat, kept)),
-                estimator=estimator,
-                caption=record.text,
-            )
-            yield MaskResult(row, view)
+            row = _mask_row(record, seen[i], number[record.text], texts, embedded, sharpness=tower.sharpness)
+            yield MaskResult(replace(row, estimator=estimator), seen[i])
+
+
+def _mask_row(record: Record, view: View, own: int, texts: Sequence[str], embedded: Tensor, *, sharpness: float) -> MaskRow:
+    """The row of an image that was read; `own` is the number of its caption among the run's, with (U, D) embeddings."""
+    relevance, kept = torch.from_numpy(view.relevance).view(1, -1), torch.from_numpy(view.keep).view(1, -1)
+    other, match_other = best_other(view.whole, embedded, own)
+    return MaskRow(
+        file=record.file_name,
+        match_before=view.match_before,
+        match_after=view.match,
+        kept=float(view.keep.mean()),
+        entropy_before=float(entropy(relevance)),
+        entropy_after=float(entropy(relevance, kept)),
+        passes=view.passes,
+        caption=record.text,
+        other_caption="" if other is None else texts[other],
+        match_other=match_other,
+        doubt=None if other is None else 1 / (1 + math.exp(sharpness * (view.match_before - match_other))),
+    )

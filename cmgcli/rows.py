@@ -41,7 +41,11 @@ class MaskRow:
     entropy_before: float | None = None  # bits, of the relevance over all patches
     entropy_after: float | None = None  # bits, over the kept ones
     estimator: str = ""
+    passes: float | None = None  # of the encoder; one over n of P patches counts n / P
     caption: str = ""
+    other_caption: str = ""  # of the run's other captions the one that matches the whole image best
+    match_other: float | None = None  # cosine of the whole image and that caption
+    doubt: float | None = None  # in [0, 1], the encoder's probability that of the two that one is the right one
     error: str = ""
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cmgcli import cmer
 from cmgcli.detector import patch_features
-from cmgcli.encoder import Encoder
+from cmgcli.encoder import Encoder, ImageFeatures
 from cmgcli.errors import SettingsError
 
 RELEVANCE = ("fast", "sampled", "occlusion")
@@ -26,17 +26,38 @@ class View:
     tokens: Tensor  # (W, h, w) float32 late tokens of the whole image, for the head
     relevance: np.ndarray  # (h, w) float32
     keep: np.ndarray  # (h, w) bool
+    whole: Tensor  # (D,) unit-norm embedding of the whole image
     embedding: Tensor  # (D,) unit-norm embedding of the kept patches
     patches: Tensor  # (K, V) features of the kept patches, in the order of their numbers
     match_before: float  # cosine of the whole image and the caption
     match: float  # cosine of the kept patches and the caption
+    passes: float  # what all this cost, in passes over the whole image: one over n of P patches counts n / P
 
 
-def token_match(encoder: Encoder, text: Tensor) -> cmer.Match:
-    """The match with (B, D) captions through the kept tokens only: ``match(pixels (B, 3, S, S), keep (B, P)) -> (B,)``."""
+class Meter:
+    """Encodes the images of one batch, and counts what each of them costs.
 
-    def match(pixels: Tensor, keep: Tensor) -> Tensor:
-        return (encoder.encode_image(pixels, index=keep_index(keep)).embedding * text).sum(1)
+    Attributes:
+        pixels: (B, 3, S, S) float32, from `Encoder.preprocess`.
+        passes: (B,) float64, passes so far in units of one over all ``P`` patches; one over ``n`` of them adds ``n / P``.
+    """
+
+    def __init__(self, encoder: Encoder, pixels: Tensor) -> None:
+        self.encoder, self.pixels = encoder, pixels
+        self.passes = torch.zeros(len(pixels), dtype=torch.float64)
+
+    def encode(self, keep: Tensor | None = None, *, rows: Tensor | slice = slice(None), layers: Sequence[int] = ()) -> ImageFeatures:
+        """`Encoder.encode_image` of the images `rows` through the patches ``keep`` (b, P) bool, equally many in each row."""
+        index = None if keep is None else keep_index(keep)
+        self.passes[rows.cpu() if isinstance(rows, Tensor) else rows] += 1 if index is None else index.shape[1] / self.encoder.patch_count
+        return self.encoder.encode_image(self.pixels[rows], index=index, layers=layers)
+
+
+def token_match(meter: Meter, text: Tensor) -> cmer.Match:
+    """The match of the meter's images with (B, D) captions through the kept tokens only: ``match(_, keep (B, P)) -> (B,)``."""
+
+    def match(_: Tensor, keep: Tensor) -> Tensor:
+        return (meter.encode(keep).embedding * text).sum(1)
 
     return match
 
@@ -74,20 +95,19 @@ def look(
         relevance: fast, sampled or occlusion.
         keep: auto, or the share of patches to keep; None keeps all, which is no CMER.
     """
-    pixels = encoder.preprocess(images)
-    full = encoder.encode_image(pixels, layers=layers)
+    meter = Meter(encoder, encoder.preprocess(images))
+    full = meter.encode(layers=layers)
     captions = text(full.embedding)  # (B, D)
-    scores = relevance_of(encoder, relevance, pixels, full.dense, captions)  # (B, P)
+    scores = relevance_of(meter, relevance, full.dense, captions)  # (B, P)
     kept = torch.ones_like(scores, dtype=torch.bool)
     if keep is not None:
-        match = pooled_match(full.dense, captions) if relevance == "fast" else token_match(encoder, captions)
-        kept = cmer.keep_mask(match, pixels, scores, encoder.grid, keep=keep)
+        match = pooled_match(full.dense, captions) if relevance == "fast" else token_match(meter, captions)
+        kept = cmer.keep_mask(match, meter.pixels, scores, encoder.grid, keep=keep)
     views: list[View | None] = [None] * len(images)
     counts = kept.sum(1)
     for count in counts.unique().tolist():  # rows that keep equally many patches go through the tower together
         rows = (counts == count).nonzero().flatten()
-        everything = count == encoder.patch_count and len(rows) == len(images)
-        seen = full if everything else encoder.encode_image(pixels[rows], index=keep_index(kept[rows]), layers=layers)
+        seen = full.rows(rows) if count == encoder.patch_count else meter.encode(kept[rows], rows=rows, layers=layers)
         features = patch_features(seen.patches)  # (b, K, V)
         for i, row in enumerate(rows.tolist()):
             views[row] = View(
@@ -96,21 +116,33 @@ def look(
                 tokens=full.patches[-1][row].T.reshape(encoder.width, *encoder.grid),
                 relevance=scores[row].reshape(encoder.grid).cpu().numpy(),
                 keep=kept[row].reshape(encoder.grid).cpu().numpy(),
+                whole=full.embedding[row],
                 embedding=seen.embedding[i],
                 patches=features[i],
                 match_before=float(full.embedding[row] @ captions[row]),
                 match=float(seen.embedding[i] @ captions[row]),
+                passes=float(meter.passes[row]),
             )
     return views
 
 
-def relevance_of(encoder: Encoder, estimator: str, pixels: Tensor, dense: Tensor, text: Tensor) -> Tensor:
-    """Relevance (B, P) by the named estimator of `cmer`."""
+def relevance_of(meter: Meter, estimator: str, dense: Tensor, text: Tensor) -> Tensor:
+    """Relevance (B, P) by the named estimator of `cmer`, of the meter's images for (B, D) captions."""
     if estimator == "fast":
         return cmer.fast(dense, text)
     if estimator == "sampled":
-        return cmer.sampled(token_match(encoder, text), pixels, encoder.grid).relevance
-    return cmer.occlusion(token_match(encoder, text), pixels, encoder.grid, window=3, stride=2)
+        return cmer.sampled(token_match(meter, text), meter.pixels, meter.encoder.grid).relevance
+    return cmer.occlusion(token_match(meter, text), meter.pixels, meter.encoder.grid, window=3, stride=2)
+
+
+def best_other(whole: Tensor, text: Tensor, own: int) -> tuple[int | None, float | None]:
+    """Of the captions (U, D) but for number `own`, the one that matches an image (D,) best, and its cosine; None without another."""
+    if len(text) < 2:
+        return None, None
+    matches = text @ whole  # (U,)
+    matches[own] = -torch.inf
+    best = int(matches.argmax())
+    return best, float(matches[best])
 
 
 def choose_relevance(encoder: Encoder, estimator: str | None) -> str:

@@ -17,7 +17,7 @@ TALK = {"quiet", "verbose"}
 ENGINES = {
     # command: its engine, the options only the command has, the parameters only the engine has
     cli.fit: (pipeline.fit, {"config", "print_config", "out", "resume"}, {"snapshot", "progress"}),
-    cli.mask: (pipeline.mask, {"out"}, set()),
+    cli.mask: (pipeline.mask, {"out", "contact_sheet"}, set()),
     cli.evaluate: (
         evaluation.evaluate,
         {"scores", "device", "min_auroc", "max_false_alarm", "max_miss", "ablate", "adapt_steps", "json_file", "report_file"},

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from shell import cmg, cmg_here, table, wrong
 
-from cmgcli import pictures
+from cmgcli import contact, pictures
 from cmgcli.rows import COLUMNS, read_scores
 
 
@@ -188,6 +188,24 @@ def test_mask_writes_three_pictures_per_image_and_a_summary(small_line, tmp_path
         assert keep.shape == (96, 96) and set(keep.ravel().tolist()) <= {0, 255} and keep.any()
         assert (tmp_path / "out" / f"{stem}_relevance.png").exists() and (tmp_path / "out" / f"{stem}_overlay.png").exists()
         assert float(row["entropy_after"]) <= float(row["entropy_before"])
+        assert 1 <= float(row["passes"]) <= 1 + float(row["kept"]) + 1e-5
+
+
+def test_mask_shows_many_images_on_one_contact_sheet(small_line, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    masks = "mask", "--images", small_line, "--captions", small_line / "metadata.csv", "--out", out
+    run = cmg_here(*masks, "--contact-sheet", out / "sheet.png")
+    assert run.returncode == 0 and f"cmg: wrote {out / 'summary.csv'}\ncmg: wrote {out / 'sheet.png'}\n" in run.err
+    whole = cv2.imread(str(out / "sheet.png"))
+    monkeypatch.setattr(contact, "MOST_CELLS", 5)
+    run = cmg_here(*masks, "--contact-sheet", tmp_path / "few.png")
+    assert f"wrote {tmp_path / 'few.png'}: 5 images drawn at random, 31 are left out" in run.err
+    assert len(cv2.imread(str(tmp_path / "few.png"))) < len(whole) / 2
+    wrong(cmg_here(*masks, "--contact-sheet", tmp_path / "no" / "sheet.png"), "no does not exist", "--contact-sheet")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"")
+    run = cmg_here("mask", "--images", tmp_path / "broken", "--caption", "x", "--out", out, "--contact-sheet", tmp_path / "none.png")
+    assert run.returncode == 3 and "no image to show" in run.err and not (tmp_path / "none.png").exists()
 
 
 def test_wrong_input_is_one_line_with_the_remedy(small_line, tmp_path):

@@ -1,6 +1,7 @@
 """Loading weights, and encoding with tokens removed, against a forward pass written out here."""
 
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -183,3 +184,93 @@ def test_a_gpu_that_is_absent_is_an_error():
         pytest.skip("this machine has a GPU")
     with pytest.raises(EncoderError, match="no GPU"):
         load_encoder("builtin", device="cuda")
+
+
+# ---- too little memory
+
+
+class Memory:
+    """Stands before a tower's first block: more than `room` patch tokens at once raise `error`, as an allocation would."""
+
+    def __init__(self, encoder, monkeypatch, room: int, error: BaseException) -> None:
+        self.room, self.error, self.sizes = room, error, []
+        block = encoder.model.visual.transformer.resblocks[0]
+        real = block.forward
+
+        def forward(tokens, *args, **options):
+            batch, length, _ = tokens.shape
+            self.sizes.append(batch)
+            if batch * (length - 1) > self.room:
+                raise self.error
+            return real(tokens, *args, **options)
+
+        monkeypatch.setattr(block, "forward", forward)
+
+
+def allocation_error() -> RuntimeError:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    return caught.value
+
+
+NO_MEMORY = {
+    "cuda": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "older cuda": lambda: RuntimeError("CUDA error: out of memory"),
+    "cpu": allocation_error,
+    "oneDNN": lambda: RuntimeError("could not create a primitive"),  # so it was seen with 400 MB of address space left
+    "python": MemoryError,
+}
+
+
+@pytest.mark.parametrize("kind", NO_MEMORY)
+@pytest.mark.parametrize("kept", [None, 5])
+def test_a_batch_too_large_for_memory_goes_in_halves(tiny, monkeypatch, kind, kept):
+    pixels = tiny.preprocess(images(7))
+    index = None if kept is None else torch.stack([torch.randperm(16)[:kept].sort().values for _ in range(7)])
+    whole = tiny.encode_image(pixels, index=index, layers=(0, 2))
+    memory = Memory(tiny, monkeypatch, 2 * (kept or 16), NO_MEMORY[kind]())
+    halves = tiny.encode_image(pixels, index=index, layers=(0, 2))
+    assert memory.sizes == [7, 3, 1, 2, 4, 2, 2]
+    torch.testing.assert_close(halves.embedding, whole.embedding, atol=1e-6, rtol=0)
+    torch.testing.assert_close(halves.dense, whole.dense, atol=1e-5, rtol=0)
+    torch.testing.assert_close(halves.patches, whole.patches, atol=1e-5, rtol=0)
+    assert tiny.gather.index is None
+
+
+def test_one_image_too_large_for_memory_is_an_error_with_the_remedy(tiny, monkeypatch):
+    Memory(tiny, monkeypatch, 15, torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(EncoderError, match="encoder local-dir:.*not enough memory on cpu for one image .CUDA out of memory.; choose a smaller encoder"):
+        tiny.encode_image(tiny.preprocess(images(2)))
+
+
+def test_another_error_is_not_taken_for_want_of_memory(tiny, monkeypatch):
+    memory = Memory(tiny, monkeypatch, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        tiny.encode_image(tiny.preprocess(images(4)))
+    assert memory.sizes == [4]
+
+
+def test_halves_are_said_once(tiny, monkeypatch, caplog):
+    encoding._say_halved_once.cache_clear()
+    Memory(tiny, monkeypatch, 16, MemoryError())
+    with caplog.at_level("WARNING", logger="cmgcli"):
+        for _ in range(2):
+            tiny.encode_tokens(images(4))
+    assert [record.message.partition(";")[0] for record in caplog.records] == ["a batch of images did not fit into memory and was encoded in halves"]
+
+
+def test_what_a_failed_batch_held_is_free_before_its_halves(tiny, monkeypatch):
+    """A traceback holds the tensors of the pass that failed; on a full device the halves would fail as well."""
+    block = tiny.model.visual.transformer.resblocks[0]
+    real, passes, alive = block.forward, [], []
+
+    def forward(tokens, *args, **options):
+        alive.append([passed() is not None for passed in passes])
+        passes.append(weakref.ref(tokens))
+        if len(tokens) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(tokens, *args, **options)
+
+    monkeypatch.setattr(block, "forward", forward)
+    tiny.encode_image(tiny.preprocess(images(4)))
+    assert alive == [[], [False], [False, False]]

@@ -6,6 +6,7 @@ import torch
 
 import cmgcli
 from cmgcli.dataset import caption_lookup, read_dataset
+from cmgcli.encoder import Encoder
 from cmgcli.errors import CheckpointError, DatasetError, ImageError
 from cmgcli.images import write_png
 from cmgcli.model import Model
@@ -214,3 +215,29 @@ def test_a_fit_broken_off_goes_on_where_its_head_was(small_line, tmp_path, monke
     assert steps == [5, 6, 7, 8]
     for name, tensor in whole.detector.head.state_dict().items():
         assert torch.equal(tensor, again.detector.head.state_dict()[name]), name
+
+
+def test_fit_score_and_mask_get_by_with_little_memory(small_line, tmp_path, monkeypatch):
+    """More than three images at once do not fit; what comes out is what comes out of a large memory."""
+
+    def results():
+        model = cmgcli.fit(small_line, small_line / "metadata.csv", adapt_steps=2, device="cpu")
+        masked = [result.row for result in cmgcli.mask(small_line, small_line / "metadata.csv", device="cpu")]
+        return list(model.score(test_images(small_line), captions_of(small_line))), masked
+
+    plenty, sizes = results(), []
+    forward = Encoder._forward
+
+    def cramped(self, pixels, *rest):
+        sizes.append(len(pixels))
+        if len(pixels) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, pixels, *rest)
+
+    monkeypatch.setattr(Encoder, "_forward", cramped)
+    little = results()
+    assert max(sizes) == 16
+    for row, other in zip(plenty[0] + plenty[1], little[0] + little[1], strict=True):
+        for name, value in vars(row).items():
+            expected = pytest.approx(value, abs=1e-3) if isinstance(value, float) else value
+            assert getattr(other, name) == expected, name

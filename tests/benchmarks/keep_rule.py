@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from cmgcli import cmer, line
 from cmgcli.encoder import load_encoder
-from cmgcli.view import pooled_match, relevance_of
+from cmgcli.view import Meter, pooled_match, relevance_of
 
 
 def smallest_within(match, pixels, relevance, grid, *, tolerance: float) -> np.ndarray:
@@ -50,7 +50,7 @@ def main(count: int = 96) -> None:
     objects = np.stack(masks) > 0.3
     match = pooled_match(full.dense, text)
     for estimator in ("fast", "sampled", "occlusion"):
-        relevance = relevance_of(encoder, estimator, pixels, full.dense, text)
+        relevance = relevance_of(Meter(encoder, pixels), estimator, full.dense, text)
         auroc = np.mean([roc_auc_score(o.ravel(), r) for o, r in zip(objects, relevance.numpy(), strict=True)])
         print(f"{estimator}: AUROC of the relevance against the object, per patch: {auroc:.3f}")
     relevance = cmer.fast(full.dense, text)
