@@ -72,8 +72,8 @@ class Calibration:
             )
         if self.method == "cross":
             return (
-                f"about {self.false_alarm:g} of good images will be called anomalous (cross-fitted on {n} images: near that rate in practice; "
-                f"the theory of CV+ allows up to {2 * self.false_alarm:g}, for an exact bound give --calibration split)"
+                f"about {self.false_alarm:g} of good images will be called anomalous (cross-fitted on {n} images: near that rate in practice, "
+                "without a strict bound; --calibration split gives one)"
             )
         return f"at most {self.false_alarm:g} of good images will be called anomalous (split conformal, {n} calibration images)"
 

@@ -139,7 +139,7 @@ ProjectionOption = Annotated[
         "--projection", help="Guided space: in closed form, or a linear or mlp projection that is trained.", show_default="closed", rich_help_panel=METHOD
     ),
 ]
-Epochs = Annotated[Optional[int], typer.Option(min=1, help="Passes over the images that train the projection.", show_default="300", rich_help_panel=METHOD)]
+Epochs = Annotated[Optional[int], typer.Option(min=1, help="Passes over the images that train a linear or mlp projection; the closed form takes one.", show_default="300", rich_help_panel=METHOD)]
 Neighbours = Annotated[Optional[int], typer.Option(min=0, help="Nearest captions that explain a caption.", show_default="4", rich_help_panel=METHOD)]
 Ridge = Annotated[Optional[float], typer.Option(min=0, help="How evenly they share the weight.", show_default="0.05", rich_help_panel=METHOD)]
 BankSize = Annotated[Optional[int], typer.Option(min=1, help="Normal patches in memory.", show_default="4096", rich_help_panel=METHOD)]
