@@ -4,6 +4,7 @@ import csv
 import io
 import logging
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -29,6 +30,11 @@ def cmg(*arguments: object, stdin: str | bytes | None = None) -> Ran:
     ran = Ran(run.returncode, run.stdout.decode(), run.stderr.decode())
     assert "Traceback" not in ran.err, ran.err
     return ran
+
+
+def heed_interrupts() -> None:
+    """For a child before it starts: a job in the background of a shell, and with it this one, may be deaf to Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def cmg_here(*arguments: object) -> Ran:

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 import pytest
-from shell import cmg, cmg_here, table, wrong
+from shell import cmg, cmg_here, heed_interrupts, table, wrong
 
 from cmgcli import contact, pictures
 from cmgcli.rows import COLUMNS, read_scores
@@ -243,7 +243,7 @@ def test_an_interrupt_leaves_whole_rows_to_go_on_from(small_line, model_file, tm
     images = sorted(str(path) for path in (small_line / "images").glob("test*"))[:5]
     out = tmp_path / "scores.csv"
     command = ["score", "--model", str(model_file), "--batch-size", "1", "--out", str(out)]
-    run = subprocess.Popen([sys.executable, "-m", "cmgcli", *command, "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    run = subprocess.Popen([sys.executable, "-m", "cmgcli", *command, "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_interrupts)
     run.stdin.write("".join(f"{name}\n" for name in images[:3]).encode())
     run.stdin.flush()  # and it waits for more
     patience = time.monotonic() + 120

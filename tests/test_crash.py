@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from shell import heed_interrupts
 from typer.testing import CliRunner
 
 from cmgcli.cli import app
@@ -54,7 +55,7 @@ def score(model: Path, folder: Path, out: Path, *options: str) -> list[str]:
 
 
 def cmg(*arguments: str, **options) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "cmgcli", *arguments], stderr=subprocess.PIPE, env=ALONE, **options)
+    return subprocess.Popen([sys.executable, "-m", "cmgcli", *arguments], stderr=subprocess.PIPE, env=ALONE, preexec_fn=heed_interrupts, **options)
 
 
 def wait_for_size(path: Path, size: int) -> None:
