@@ -94,7 +94,7 @@ def test_folds_hold_every_image_out_once(count):
 
 def test_the_sentence_of_cross_fitting_promises_no_more_than_it_can():
     sentence = calibrate(range(200), [0] * 200, false_alarm=0.05, method="cross").sentence
-    assert "about 0.05" in sentence and "up to 0.1" in sentence and "at most" not in sentence
+    assert "about 0.05" in sentence and "without a strict bound" in sentence and "at most" not in sentence
     assert "promises about 0.25" in calibrate([1.0, 2.0, 3.0], [0, 0, 0], false_alarm=0.01, method="cross").sentence
 
 

@@ -25,7 +25,7 @@ def test_every_command_line_and_the_python_run(tmp_path):
     """In the README's order, on a line and with a head that are smaller than the defaults."""
     tool = tmp_path / "bin"
     tool.mkdir()
-    small = {"demo": "--train 16 --test 12 --size 64", "fit": "--adapt-steps 2"}
+    small = {"demo": "--train 44 --test 12 --size 64", "fit": "--adapt-steps 2"}
     extra = "\n".join(f'[ "$1" = {command} ] && set -- "$@" {options}' for command, options in small.items())
     (tool / "cmg").write_text(f'#!/usr/bin/env bash\n{extra}\nexec "{sys.executable}" -m cmgcli "$@"\n')
     (tool / "cmg").chmod(0o755)
