@@ -22,7 +22,7 @@ from cmgcli.projection import Latent
 
 Module = TypeVar("Module", bound=nn.Module)
 
-FORMAT = 3
+FORMAT = 4
 PACKAGES = ("cmgcli", "torch", "open_clip_torch", "numpy")
 
 
@@ -61,7 +61,7 @@ def save(detector: Detector, path: Path) -> None:
     }
     if detector.head is not None:
         head = detector.head
-        header["head"] = {"token_width": head.token_width, "widths": head.widths}
+        header["head"] = {"width": head.width, "dilations": head.dilations}
         tensors |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
     if language.latent is not None:
         latent = language.latent
@@ -122,7 +122,7 @@ def _detector(header: dict, tensors: dict[str, torch.Tensor]) -> Detector:
     )
     head = None
     if "head" in header:
-        head = _weighted(DefectHead(header["head"]["token_width"], widths=header["head"]["widths"]), "head.", tensors)
+        head = _weighted(DefectHead(**header["head"]), "head.", tensors)
     prefix = "calibration.group."
     groups = {int(name.removeprefix(prefix)): t.numpy() for name, t in tensors.items() if name.startswith(prefix)}
     return Detector(

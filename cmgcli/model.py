@@ -160,7 +160,7 @@ def judge(detector: Detector, view: View, caption: Reconstruction) -> Parts:
     patch_map[view.keep] = distances.numpy()
     head_score, logits = np.nan, None
     if detector.head is not None:
-        head_score, logits = head_map(detector.head, view.image, view.tokens, view.keep, precision=detector.settings.precision)
+        head_score, logits = head_map(detector.head, view.image, view.keep, precision=detector.settings.precision)
     values = np.array([detector.language.image_score(view.embedding, caption), top_mean(distances, view.keep.size), head_score])
     return Parts(values, patch_map, logits)
 
