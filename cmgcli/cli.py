@@ -318,6 +318,8 @@ def evaluate(
     max_miss: o.MaxMiss = None,
     ablate: o.Ablate = False,
     adapt_steps: o.AblationSteps = 0,
+    stress: o.StressOption = False,
+    stress_images: o.StressImages = None,
     json_file: o.JsonFile = None,
     report_file: o.ReportFile = None,
     device: DeviceOption = None,
@@ -335,20 +337,25 @@ def evaluate(
 
         if (model is None) == (scores is None):
             raise SettingsError("give one of --model FILE, to score the images now, and --scores FILE, which cmg score wrote")
+        if stress_images is not None and not stress:
+            raise SettingsError("--stress-images says how many images --stress takes; give --stress too")
         must_be_in_a_directory(json_file, "--json")
         must_be_in_a_directory(report_file, "--report")
         options = given(allow_missing=allow_missing or None, exhibits=None if report_file is None else page.EXHIBITS)
         if model is None:
             if ablate:
                 raise SettingsError("--ablate fits models of its own; give --model instead of --scores")
+            if stress:
+                raise SettingsError("--stress scores changed images; give --model instead of --scores")
             content = audit.audit_scores(scores, images, labels, options, command=sys.argv[1:])
         else:
             if images is None:
                 raise SettingsError("--model scores the images now; give their directory with --images")
             options |= given(batch_size=batch_size)
             steps = adapt_steps if ablate else None
+            extras = given(stress=stress, stress_images=stress_images, device=device)
             with progress_bar() as progress:
-                content = audit.audit_model(model, images, labels, options, command=sys.argv[1:], ablate=steps, progress=progress, **given(device=device))
+                content = audit.audit_model(model, images, labels, options, command=sys.argv[1:], ablate=steps, progress=progress, **extras)
         content = replace(content, gates=report.gates(content.result, min_auroc=min_auroc, max_false_alarm=max_false_alarm, max_miss=max_miss))
         _publish(content, json_file, report_file)
         for gate in content.gates:
@@ -367,6 +374,7 @@ def _publish(content: Page, json_file: Path | None, report_file: Path | None) ->
     from rich.console import Console
 
     from cmgcli import page, report
+    from cmgcli.stress import plain, stress_table
 
     console = Console()
     console.print(report.evaluation_table(content.result))
@@ -374,10 +382,15 @@ def _publish(content: Page, json_file: Path | None, report_file: Path | None) ->
         console.print(table)
     if content.ablation:
         console.print(report.ablation_table(content.ablation, content.paper_gain))
+    if content.stress is not None:
+        console.print(stress_table(content.stress))
+        for sentence in (content.stress.sentence, content.stress.blindness):
+            console.print(plain(sentence), markup=False, highlight=False)
     if json_file is not None:
-        plain = content.result.as_dict() | {"ablation": {name: row.as_dict() for name, row in content.ablation.items()}}
+        figures = content.result.as_dict() | {"ablation": {name: row.as_dict() for name, row in content.ablation.items()}}
+        figures["stress"] = None if content.stress is None else content.stress.as_dict()
         with output(json_file) as stream:
-            json.dump(plain, stream, indent=2, allow_nan=False, default=str)
+            json.dump(figures, stream, indent=2, allow_nan=False, default=str)
             stream.write("\n")
     if report_file is not None:
         page.write_page(content, report_file)

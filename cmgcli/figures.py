@@ -135,9 +135,12 @@ def _miss_rate(cases: Iterable[Case]) -> Rate | None:
 
 
 def _rate(hits: Sequence[bool]) -> Rate | None:
-    """The share of hits; None where there is no case."""
-    if not hits:
+    return rate_of(sum(hits), len(hits))
+
+
+def rate_of(count: int, total: int) -> Rate | None:
+    """The share with its interval; None where there is no case."""
+    if not total:
         return None
-    count, total = sum(hits), len(hits)
     low, high = metrics.wilson_interval(count, total)
     return Rate(count / total, low, high, count, total)

@@ -209,6 +209,15 @@ Ablate = Annotated[bool, typer.Option("--ablate", help="Also fit and evaluate ba
 AblationSteps = Annotated[
     int, typer.Option(min=0, help="With --ablate: also each with the defect head, trained for so many steps.", rich_help_panel=METHOD)
 ]
+StressOption = Annotated[
+    bool,
+    typer.Option(
+        "--stress", help="Also score the images under changes of light, lens, sensor, place and dust: 41 times the work; which breaks the promise first?", rich_help_panel=METHOD
+    ),
+]
+StressImages = Annotated[
+    Optional[int], typer.Option(min=2, help="With --stress: take only so many of the images, drawn at random.", show_default="all", rich_help_panel=METHOD)
+]
 JsonFile = Annotated[Optional[Path], typer.Option("--json", help="Write all metrics as JSON.", rich_help_panel=OUTPUT)]
 ReportFile = Annotated[
     Optional[Path], typer.Option("--report", help="Write one HTML page: the verdict, curves, tables, the worst images.", rich_help_panel=OUTPUT)
