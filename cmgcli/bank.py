@@ -18,11 +18,26 @@ class PatchBank:
 
     features: Tensor  # (M, V) float32
     groups: Tensor  # (M,) int64 caption numbers, ascending
+    origins: Tensor  # (M, 2) int64, which image of the fit each comes from, and its patch number there
 
     def distances(self, patches: Tensor, groups: Tensor) -> Tensor:
         """Distance (K,) of each patch (K, V) to its nearest normal patch in the given groups."""
         rows = torch.isin(self.groups, groups)
         return torch.cdist(patches.to(self.features), self.features[rows]).amin(dim=1)
+
+    def nearest(self, patches: Tensor, groups: Tensor, count: int) -> Nearest:
+        """The ``count`` normal patches in the given groups nearest to each patch (K, V), or as many as there are."""
+        rows = torch.isin(self.groups, groups).nonzero().flatten()
+        found = torch.cdist(patches.to(self.features), self.features[rows]).topk(min(count, len(rows)), dim=1, largest=False)
+        return Nearest(rows[found.indices], found.values)
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """Normal patches near given ones, nearest first."""
+
+    rows: Tensor  # (K, n) int64, of the bank
+    distances: Tensor  # (K, n) float32
 
 
 @dataclass(frozen=True)
@@ -76,23 +91,25 @@ class _Group:
         self.share, self.radius = share, 0.0
         self.features: list[Tensor] = []
         self.points: list[Tensor] = []
+        self.origins: list[Tensor] = []
         self.size = 0
 
-    def add(self, features: Tensor) -> None:
+    def add(self, features: Tensor, origins: Tensor) -> None:
         points = sketch(features)
         if self.radius > 0:
             novel = torch.cdist(points, self.points[0]).amin(1) > self.radius
-            features, points = features[novel], points[novel]
+            features, points, origins = features[novel], points[novel], origins[novel]
         self.features.append(features)
         self.points.append(points)
+        self.origins.append(origins)
         self.size += len(points)
         if self.size > SLACK * self.share:
             self.reduce()
 
     def reduce(self) -> None:
-        features, points = torch.cat(self.features), torch.cat(self.points)
+        features, points, origins = torch.cat(self.features), torch.cat(self.points), torch.cat(self.origins)
         cover = k_center(points, self.share)
-        self.features, self.points = [features[cover.chosen]], [points[cover.chosen]]
+        self.features, self.points, self.origins = [features[cover.chosen]], [points[cover.chosen]], [origins[cover.chosen]]
         self.radius = max(self.radius, cover.radius)
         self.size = len(cover.chosen)
 
@@ -107,9 +124,10 @@ class BankBuilder:
     def __init__(self, groups: int, *, budget: int) -> None:
         self.groups = [_Group(max(1, budget // groups)) for _ in range(groups)]
 
-    def add(self, patches: Tensor, group: int) -> None:
-        """Take in the kept patches (K, V) of one image."""
-        self.groups[group].add(patches.detach().float().cpu())
+    def add(self, patches: Tensor, group: int, *, image: int, numbers: Tensor) -> None:
+        """Take in the kept patches (K, V) of one image of the fit, with their numbers (K,) in it."""
+        origins = torch.stack([torch.full_like(numbers, image), numbers], dim=1)
+        self.groups[group].add(patches.detach().float().cpu(), origins)
 
     def build(self) -> PatchBank:
         """The bank of what was added, within the budget."""
@@ -117,4 +135,4 @@ class BankBuilder:
             group.reduce()
         features = [group.features[0] for group in self.groups]
         groups = [torch.full((group.size,), number) for number, group in enumerate(self.groups)]
-        return PatchBank(torch.cat(features).contiguous(), torch.cat(groups))
+        return PatchBank(torch.cat(features).contiguous(), torch.cat(groups), torch.cat([group.origins[0] for group in self.groups]))

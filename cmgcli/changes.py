@@ -110,6 +110,6 @@ CHANGES: tuple[Change, ...] = (
     Change("noise", "{} grey levels", (2, 4, 8, 14, 22), noise),
     Change("JPEG", "quality {}", (95, 80, 50, 30, 10), jpeg),
     Change("shift", "{} % of the side", (1, 2, 4, 7, 10), shift),
-    Change("rotation", "{}°", (1, 2, 4, 7, 10), rotation),
-    Change("camera dust", "{} specks", (1, 2, 4, 8, 16), dust),
+    Change("rotation", "{} degrees", (1, 2, 4, 7, 10), rotation),
+    Change("camera dust", "{} specks", (2, 4, 8, 12, 20), dust),
 )

@@ -165,6 +165,8 @@ def score(
     style: o.FormatOption = o.Format.csv,
     resume: o.Resume = False,
     maps: o.Maps = None,
+    explain: o.Explain = None,
+    explain_all: o.ExplainAll = False,
     junit: o.Junit = None,
     summary: o.Summary = None,
     fail_on_anomaly: o.FailOnAnomaly = False,
@@ -191,12 +193,15 @@ def score(
         must_be_in_a_directory(summary, "--summary")
         if resume and out is None:
             raise SettingsError("--resume goes on in a file; give it with --out")
+        if explain_all and explain is None:
+            raise SettingsError("--explain-all says which images --explain takes; give --explain DIR too")
         lookup, files = _lookup(captions, images), inputs(paths, nul=null)
         jsonl = style is o.Format.jsonl
         done = rows.resume_scores(out, jsonl=jsonl) if resume else ()
         files = rows.rest_of(files, done)
-        if maps is not None:
-            make_directory(maps)
+        for directory in (maps, explain):
+            if directory is not None:
+                make_directory(directory)
         fitted = _load(model, device)
         from cmgcli.scoring import score_files
 
@@ -204,11 +209,14 @@ def score(
         tally = Tally(keep=junit is not None or summary is not None, watch=watch)
         for row in done:
             tally.add(row)
-        found = score_files(fitted, files, lookup, done=done, maps=maps, live=paths == ["-"], **given(batch_size=batch_size))
+        extras = given(explained=explain, explain_all=explain_all, batch_size=batch_size)
+        found = score_files(fitted, files, lookup, done=done, maps=maps, live=paths == ["-"], **extras)
         with output(out, append=bool(done)) as stream, timed("scoring"):
             _write(found, rows.row_writer(stream, header=not done, jsonl=jsonl), tally, out)
         if watch is not None and watch.alarm is None:
             say(watch.sentence)
+        if explain is not None and not explain_all and not tally.anomalies:
+            say("no image is anomalous, so there is nothing to explain; --explain-all explains the others too")
         _conclude(tally.verdict(limits, fail_on_drift=fail_on_drift), fitted, began, junit, summary)
 
 

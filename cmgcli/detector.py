@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cmgcli.album import Album
 from cmgcli.bank import PatchBank
 from cmgcli.calibrate import Calibration
 from cmgcli.cmle import GuidedSpace, Reconstruction, caption_weights, residual_norm
@@ -112,8 +113,12 @@ class Blend:
 
     def __call__(self, parts: np.ndarray) -> np.ndarray:
         """Scores (n,) of parts (n, 3); an absent part is NaN and has weight 0."""
+        return self.terms(parts).sum(axis=1)
+
+    def terms(self, parts: np.ndarray) -> np.ndarray:
+        """What each part adds to the score: (..., 3) of parts (..., 3); 0 for an absent part."""
         z = (np.asarray(parts, np.float64) - self.location) / self.scale
-        return np.where(self.weight > 0, self.weight * np.logaddexp(0, np.nan_to_num(z)), 0).sum(axis=1)
+        return np.where(self.weight > 0, self.weight * np.logaddexp(0, np.nan_to_num(z)), 0)
 
 
 def fit_blend(normal: np.ndarray, anomalous: Sequence[np.ndarray]) -> Blend:
@@ -151,6 +156,7 @@ class Detector:
     settings: Settings
     language: Language
     bank: PatchBank
+    album: Album | None  # None until a fit has taken the pictures
     head: DefectHead | None
     blend: Blend
     map_reference: np.ndarray  # (2, 3) location and scale of a normal image's peak, and weight, of the patch map and the head map

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cmgcli.album import take_pictures
 from cmgcli.bank import LEAST_SHARE, BankBuilder, caption_groups
 from cmgcli.calibrate import calibrate
 from cmgcli.cmle import ResidualMoments, guided_space, shrink, structure_matrix, uniform_structure, whitening
@@ -59,8 +61,8 @@ class Learner:
         if self.settings.projection != "closed":
             self.embeddings.append(embeddings)
             self.rows.append(rows)
-        for view, group in zip(views, self.groups[captions].tolist(), strict=True):
-            self.builder.add(view.patches, group)
+        for i, view, group in zip(numbers, views, self.groups[captions].tolist(), strict=True):
+            self.builder.add(view.patches, group, image=i, numbers=torch.from_numpy(np.flatnonzero(view.keep)))
             self.keeps.append(view.keep)
 
     def draft(self, *, false_alarm: float, snapshot: Path | None = None, report: Progress) -> Model:
@@ -69,7 +71,7 @@ class Learner:
         flat = Blend(np.zeros(3), np.ones(3), np.array([0.5, 0.5, 0.0]))
         empty = calibrate([], [], false_alarm=false_alarm, method=s.calibration)
         reference = np.array([[0.0, 1.0, 0.5]] * 2)
-        return Model(Detector(s, self._language(snapshot, report), self.builder.build(), None, flat, reference, empty, self.count), self.looks.encoder)
+        return Model(Detector(s, self._language(snapshot, report), self.builder.build(), None, None, flat, reference, empty, self.count), self.looks.encoder)
 
     def _language(self, snapshot: Path | None, report: Progress) -> Language:
         s = self.settings
@@ -110,6 +112,12 @@ def learn(looks: Looks, subsets: Sequence[Sequence[int]], report: Progress) -> l
         done += len(numbers)
         report("learning from captions and images", done, len(every))
     return learners
+
+
+def with_album(model: Model, looks: Looks) -> Model:
+    """The model with small pictures of the patches that its bank holds of the images it looked at."""
+    bank, album = take_pictures(model.detector.bank, looks.image, lambda i: looks.records[i].file_name, looks.encoder.grid)
+    return replace(model, detector=replace(model.detector, bank=bank, album=album))
 
 
 def state_of(snapshot: Path | None, number: int) -> Path | None:

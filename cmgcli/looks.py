@@ -12,6 +12,7 @@ from cmgcli.dataset import Record
 from cmgcli.detector import Settings
 from cmgcli.encoder import Encoder
 from cmgcli.errors import ImageError
+from cmgcli.images import read_image
 from cmgcli.loader import BATCH, decoded
 from cmgcli.model import look_by
 from cmgcli.view import View
@@ -45,6 +46,10 @@ class Looks:
         for start in range(0, len(numbers), self.batch_size):
             batch = list(numbers[start : start + self.batch_size])
             yield batch, [next(fresh) if i in awaited else self.held.views[i] for i in batch]
+
+    def image(self, i: int) -> np.ndarray:
+        """The ``i``-th image (H, W, 3) uint8, as it is; ImageError where it cannot be read."""
+        return self.held.views[i].image if i in self.held.views and not self.mirrored else read_image(self.records[i].path)
 
     def under(self, settings: Settings) -> Looks:
         """The same looks, the held views shared, for a fit with other settings of what comes after the encoder."""

@@ -31,6 +31,7 @@ class Inspection:
     row: Row
     view: View | None = None
     anomaly_map: np.ndarray | None = None  # (H, W) float32; 0 is the peak of a typical normal image, 1 one spread above
+    parts: Parts | None = None  # of its score, with the maps they come from
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class Model:
             kept=float(view.keep.mean()),
             caption=caption,
         )
-        return Inspection(row, view, anomaly_map(detector, view, parts) if maps else None)
+        return Inspection(row, view, anomaly_map(detector, view, parts) if maps else None, parts)
 
 
 def look_by(encoder: Encoder, settings: Settings, images: Sequence[np.ndarray], text: Callable[[Tensor], Tensor]) -> list[View]:

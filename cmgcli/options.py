@@ -171,6 +171,14 @@ Maps = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+Explain = Annotated[
+    Optional[Path],
+    typer.Option(
+        help="Directory for a page STEM_why.png on each anomalous image: what decided, the most similar good patches, what the caption and CMER did.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+ExplainAll = Annotated[bool, typer.Option("--explain-all", help="With --explain: a page on every image.", rich_help_panel=OUTPUT)]
 Junit = Annotated[
     Optional[Path], typer.Option(help="Write a JUnit XML file: each image a test case, an anomalous one a failure.", rich_help_panel=OUTPUT)
 ]

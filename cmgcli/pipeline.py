@@ -29,7 +29,7 @@ from cmgcli.encoder import Encoder, load_encoder
 from cmgcli.errors import DatasetError, ImageError
 from cmgcli.head import DefectHead, fast_bfloat16
 from cmgcli.heldout import drawn_auroc, gather
-from cmgcli.learn import Progress, learn, state_of
+from cmgcli.learn import Progress, learn, state_of, with_album
 from cmgcli.loader import BATCH, ImageStore, decoded
 from cmgcli.looks import Looks
 from cmgcli.model import Model
@@ -168,7 +168,7 @@ def fit_records(
     report = progress or (lambda stage, done, total: None)
     looks = looks.under(settings) if looks else Looks(records, encoder, settings, batch_size=batch_size)
     if settings.calibration == "cross" and len(records) > 1:
-        return cross_fit(looks, false_alarm=false_alarm, snapshot=snapshot, report=report)
+        return with_album(cross_fit(looks, false_alarm=false_alarm, snapshot=snapshot, report=report), looks)
     parts = split(len(records), false_alarm=false_alarm, seed=settings.seed)
     (learner,) = learn(looks, [parts.fit], report)
     draft = learner.draft(false_alarm=false_alarm, snapshot=state_of(snapshot, 0), report=report)
@@ -188,7 +188,7 @@ def fit_records(
     scores = model.detector.blend(unseen.normal)
     groups = [model.detector.language.group_of(records[i].text) for i in parts.calibration]
     calibration = calibrate(scores, groups, false_alarm=false_alarm)
-    return replace(model, detector=replace(model.detector, calibration=calibration))
+    return with_album(replace(model, detector=replace(model.detector, calibration=calibration)), looks)
 
 
 def _adapt(looks: Looks, parts: Split, keeps: Sequence[np.ndarray], snapshot: Path | None, report: Progress) -> DefectHead:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from cmgcli.explain import explain
 from cmgcli.loader import BATCH
 from cmgcli.model import MAP_CALM, MAP_STRANGE, Model
 from cmgcli.pictures import unused_stem, write_map_pictures
+from cmgcli.placard import write_placard
 from cmgcli.rows import Row
 
 
@@ -18,6 +20,8 @@ def score_files(
     *,
     done: Sequence[Row] = (),
     maps: Path | None = None,
+    explained: Path | None = None,
+    explain_all: bool = False,
     live: bool = False,
     batch_size: int = BATCH,
 ) -> Iterator[Row]:
@@ -26,15 +30,19 @@ def score_files(
     Args:
         done: rows of an earlier run, whose pictures have their names already.
         maps: directory for the pictures of `pictures.write_map_pictures`; None: none.
+        explained: directory for a page on each anomalous image, or on each image where ``explain_all`` says so; see `placard`.
     """
     used: set[str] = set()
     for row in done:
         if not row.error:
             unused_stem(row.file, used)
-    for inspection in model.inspect(files, captions, batch_size=batch_size, live=live, maps=maps is not None):
+    for inspection in model.inspect(files, captions, batch_size=batch_size, live=live, maps=maps is not None or explained is not None):
         if inspection.anomaly_map is not None:
             stem = unused_stem(inspection.row.file, used)
-            write_map_pictures(maps, stem, inspection.view.image, inspection.anomaly_map, low=MAP_CALM, high=MAP_STRANGE)
+            if maps is not None:
+                write_map_pictures(maps, stem, inspection.view.image, inspection.anomaly_map, low=MAP_CALM, high=MAP_STRANGE)
+            if explained is not None and (explain_all or inspection.row.anomalous):
+                write_placard(explain(model, inspection), explained, stem)
         yield inspection.row
 
 

@@ -37,8 +37,8 @@ def radius(features: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
 def stream(features: torch.Tensor, budget: int) -> torch.Tensor:
     """The bank of patches that come image by image."""
     builder = BankBuilder(1, budget=budget)
-    for image in features.split(PER_IMAGE):
-        builder.add(image, 0)
+    for number, image in enumerate(features.split(PER_IMAGE)):
+        builder.add(image, 0, image=number, numbers=torch.arange(len(image)))
     return builder.build().features
 
 
