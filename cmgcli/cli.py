@@ -38,6 +38,7 @@ from cmgcli.options import AllowMissing, BatchSize, DeviceOption
 
 if TYPE_CHECKING:
     from cmgcli.model import Model
+    from cmgcli.naming import Phrase
     from cmgcli.page import Page
     from cmgcli.rows import Row
     from cmgcli.verdict import Tally, Verdict
@@ -160,6 +161,7 @@ def score(
     model: o.ModelFile,
     captions: o.ScoreCaptions = None,
     images: o.CaptionRoot = None,
+    defects: o.Defects = None,
     null: o.Null = False,
     out: o.ScoresOut = None,
     style: o.FormatOption = o.Format.csv,
@@ -196,8 +198,9 @@ def score(
         if explain_all and explain is None:
             raise SettingsError("--explain-all says which images --explain takes; give --explain DIR too")
         lookup, files = _lookup(captions, images), inputs(paths, nul=null)
-        jsonl = style is o.Format.jsonl
-        done = rows.resume_scores(out, jsonl=jsonl) if resume else ()
+        jsonl, kind = style is o.Format.jsonl, rows.Row if defects is None else rows.NamedRow
+        phrases = _phrases(defects)
+        done = rows.resume_scores(out, jsonl=jsonl, kind=kind) if resume else ()
         files = rows.rest_of(files, done)
         for directory in (maps, explain):
             if directory is not None:
@@ -209,10 +212,15 @@ def score(
         tally = Tally(keep=junit is not None or summary is not None, watch=watch)
         for row in done:
             tally.add(row)
-        extras = given(explained=explain, explain_all=explain_all, batch_size=batch_size)
+        namer = None
+        if phrases is not None:
+            from cmgcli.naming import Namer
+
+            namer = Namer(fitted.encoder, phrases)
+        extras = given(namer=namer, explained=explain, explain_all=explain_all, batch_size=batch_size)
         found = score_files(fitted, files, lookup, done=done, maps=maps, live=paths == ["-"], **extras)
         with output(out, append=bool(done)) as stream, timed("scoring"):
-            _write(found, rows.row_writer(stream, header=not done, jsonl=jsonl), tally, out)
+            _write(found, rows.row_writer(stream, kind, header=not done, jsonl=jsonl), tally, out)
         if watch is not None and watch.alarm is None:
             say(watch.sentence)
         if explain is not None and not explain_all and not tally.anomalies:
@@ -226,6 +234,14 @@ def _lookup(captions: Path | None, images: Path | None) -> dict[Path, str] | Non
     from cmgcli.dataset import caption_lookup, read_dataset
 
     return caption_lookup(read_dataset(images or captions.parent, captions, allow_missing=True).records)
+
+
+def _phrases(defects: Path | None) -> tuple[Phrase, ...] | None:
+    if defects is None:
+        return None
+    with timed("importing torch"):
+        from cmgcli.naming import read_phrases
+    return read_phrases(defects)
 
 
 def _load(file: Path, device: o.Device | None) -> Model:
@@ -321,6 +337,7 @@ def evaluate(
     scores: o.EvaluatedScores = None,
     images: o.EvaluatedImages = None,
     labels: o.Labels = None,
+    defects: o.EvaluatedDefects = None,
     min_auroc: o.MinAuroc = None,
     max_false_alarm: o.MaxFalseAlarm = None,
     max_miss: o.MaxMiss = None,
@@ -353,13 +370,15 @@ def evaluate(
         if model is None:
             if ablate:
                 raise SettingsError("--ablate fits models of its own; give --model instead of --scores")
+            if defects is not None:
+                raise SettingsError("--defects looks at the images; give --model instead of --scores")
             if stress:
                 raise SettingsError("--stress scores changed images; give --model instead of --scores")
             content = audit.audit_scores(scores, images, labels, options, command=sys.argv[1:])
         else:
             if images is None:
                 raise SettingsError("--model scores the images now; give their directory with --images")
-            options |= given(batch_size=batch_size)
+            options |= given(batch_size=batch_size, phrases=_phrases(defects))
             steps = adapt_steps if ablate else None
             extras = given(stress=stress, stress_images=stress_images, device=device)
             with progress_bar() as progress:
@@ -388,6 +407,9 @@ def _publish(content: Page, json_file: Path | None, report_file: Path | None) ->
     console.print(report.evaluation_table(content.result))
     for table in report.group_tables(content.result):
         console.print(table)
+    if content.result.naming is not None:
+        console.print(report.confusion_table(content.result.naming))
+        console.print(content.result.naming.sentence, markup=False, highlight=False)
     if content.ablation:
         console.print(report.ablation_table(content.ablation, content.paper_gain))
     if content.stress is not None:

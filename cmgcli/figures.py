@@ -1,5 +1,6 @@
 """From labelled cases to the figures of an evaluation. Knows nothing of models: scores from a file serve as well."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from cmgcli import metrics
 from cmgcli.dataset import Record
 from cmgcli.errors import DatasetError
 from cmgcli.exhibits import Worst
-from cmgcli.report import Case, Evaluation, Group, Rate
+from cmgcli.report import Case, Confusion, Evaluation, Group, Rate
 from cmgcli.rows import COLUMNS
 
 _PARTS = tuple(name for name in COLUMNS if name.endswith("_score"))
@@ -74,6 +75,15 @@ def evaluation_of(
         worst_misses=worst.misses,
         worst_false_alarms=worst.false_alarms,
     )
+
+
+def confusion_of(names: Sequence[str], given: Iterable[tuple[str, str]]) -> Confusion:
+    """The confusion of pairs of a label and the name that its image got first; upper and lower case are the same."""
+    pairs = list(given)
+    known = {name.casefold() for name in names}
+    judged = [label.casefold() == name.casefold() for label, name in pairs if label.casefold() in known]
+    counts = {label: dict(Counter(name for other, name in pairs if other == label)) for label in sorted({label for label, _ in pairs})}
+    return Confusion(tuple(names), counts, _rate(judged))
 
 
 def truth_and_scores(cases: Sequence[Case]) -> tuple[np.ndarray, np.ndarray]:

@@ -179,6 +179,13 @@ Explain = Annotated[
     ),
 ]
 ExplainAll = Annotated[bool, typer.Option("--explain-all", help="With --explain: a page on every image.", rich_help_panel=OUTPUT)]
+Defects = Annotated[
+    Optional[Path],
+    typer.Option(
+        help="Text file with one defect a line, a name or name: phrase. Anomalous images get the columns defect and defect_score.",
+        rich_help_panel=INPUT,
+    ),
+]
 Junit = Annotated[
     Optional[Path], typer.Option(help="Write a JUnit XML file: each image a test case, an anomalous one a failure.", rich_help_panel=OUTPUT)
 ]
@@ -225,6 +232,10 @@ StressOption = Annotated[
 ]
 StressImages = Annotated[
     Optional[int], typer.Option(min=2, help="With --stress: take only so many of the images, drawn at random.", show_default="all", rich_help_panel=METHOD)
+]
+EvaluatedDefects = Annotated[
+    Optional[Path],
+    typer.Option("--defects", help="Defects file as of cmg score: also compare the names it gives to bad images with the labels' column defect.", rich_help_panel=INPUT),
 ]
 JsonFile = Annotated[Optional[Path], typer.Option("--json", help="Write all metrics as JSON.", rich_help_panel=OUTPUT)]
 ReportFile = Annotated[

@@ -86,6 +86,26 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class Confusion:
+    """Which names bad images got, against their labels, whether they were rejected or not."""
+
+    names: tuple[str, ...]  # that could be given
+    counts: Mapping[str, Mapping[str, int]]  # label -> name given first -> images
+    right: Rate | None  # of the images whose label is one of the names; None where there is none
+
+    @property
+    def sentence(self) -> str:
+        """How often the first name is the label, beside guessing."""
+        if self.right is None:
+            return f"None of the labels is one of the names: {', '.join(self.names)}."
+        low, high = self.right.low, self.right.high
+        return (
+            f"The first name is the label in {self.right.count} of {self.right.total} bad images: {self.right.value:.2f} [{low:.2f}, {high:.2f}]; "
+            f"guessing among {len(self.names)} names: {1 / len(self.names):.2f}."
+        )
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Metrics of one model on one labelled set; a metric that its data do not allow is None."""
 
@@ -110,6 +130,7 @@ class Evaluation:
     cases: tuple[Case, ...] = ()  # all of them, in their order
     worst_misses: tuple[Exhibit, ...] = ()  # anomalous, the lowest score first
     worst_false_alarms: tuple[Exhibit, ...] = ()  # good, the highest score first
+    naming: Confusion | None = None  # where defects were to be named
 
     @property
     def auroc_by_defect(self) -> dict[str, float]:
@@ -205,6 +226,22 @@ def group_tables(result: Evaluation) -> "Iterable[Table]":
             area = "-" if group.auroc is None else f"{group.auroc:.4f}"
             table.add_row(Text(name), area, _count(group.miss_rate), _count(group.false_alarm_rate))
         yield table
+
+
+def confusion_table(found: Confusion) -> "Table":
+    """One row per label, one column per name that was given at least once."""
+    from rich.table import Table
+    from rich.text import Text
+
+    given = [name for name in found.names if any(name in counts for counts in found.counts.values())]
+    table = Table(title="what is it? bad images by label and first name given")
+    table.add_column("label")
+    for name in given:
+        table.add_column(Text(name), justify="right")
+    for label, counts in found.counts.items():
+        cells = (Text(str(counts.get(name, 0)), style="bold" if name.casefold() == label.casefold() else "") for name in given)
+        table.add_row(Text(label), *cells)
+    return table
 
 
 def _count(rate: Rate | None) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from cmgcli.explain import explain
 from cmgcli.loader import BATCH
-from cmgcli.model import MAP_CALM, MAP_STRANGE, Model
+from cmgcli.model import MAP_CALM, MAP_STRANGE, Inspection, Model
+from cmgcli.naming import SEPARATOR, Namer
 from cmgcli.pictures import unused_stem, write_map_pictures
 from cmgcli.placard import write_placard
-from cmgcli.rows import Row
+from cmgcli.rows import NamedRow, Row
 
 
 def score_files(
@@ -22,6 +24,7 @@ def score_files(
     maps: Path | None = None,
     explained: Path | None = None,
     explain_all: bool = False,
+    namer: Namer | None = None,
     live: bool = False,
     batch_size: int = BATCH,
 ) -> Iterator[Row]:
@@ -31,19 +34,29 @@ def score_files(
         done: rows of an earlier run, whose pictures have their names already.
         maps: directory for the pictures of `pictures.write_map_pictures`; None: none.
         explained: directory for a page on each anomalous image, or on each image where ``explain_all`` says so; see `placard`.
+        namer: gives rows the defects of the anomalous images, as `rows.NamedRow`.
     """
     used: set[str] = set()
     for row in done:
         if not row.error:
             unused_stem(row.file, used)
-    for inspection in model.inspect(files, captions, batch_size=batch_size, live=live, maps=maps is not None or explained is not None):
+    pictured = maps is not None or explained is not None or namer is not None
+    for inspection in model.inspect(files, captions, batch_size=batch_size, live=live, maps=pictured):
         if inspection.anomaly_map is not None:
             stem = unused_stem(inspection.row.file, used)
             if maps is not None:
                 write_map_pictures(maps, stem, inspection.view.image, inspection.anomaly_map, low=MAP_CALM, high=MAP_STRANGE)
             if explained is not None and (explain_all or inspection.row.anomalous):
                 write_placard(explain(model, inspection), explained, stem)
-        yield inspection.row
+        yield inspection.row if namer is None else _named(namer, inspection)
+
+
+def _named(namer: Namer, inspection: Inspection) -> NamedRow:
+    row = NamedRow(**asdict(inspection.row))
+    if not row.anomalous:
+        return row
+    defects = namer.defects(inspection)
+    return replace(row, defect=SEPARATOR.join(defect.name for defect in defects), defect_score=defects[0].score)
 
 
 def threshold_of(model: Model, row: Row) -> float:

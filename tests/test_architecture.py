@@ -20,7 +20,7 @@ FLOORS = (
     {"pipeline", "charts", "scored", "scoring"},
     {"crossfit"},
     {"heldout", "learn", "placard"},
-    {"looks", "explain"},
+    {"looks", "explain", "naming"},
     {"model", "figures", "contact"},
     {"exhibits", "stress"},
     {"report", "provenance", "checkpoint", "view"},

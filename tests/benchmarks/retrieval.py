@@ -3,19 +3,28 @@
     python -m tests.benchmarks.retrieval
 """
 
+import functools
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
 from cmgcli.encoder import load_encoder
 
 
-def main() -> None:
+@functools.cache
+def training() -> ModuleType:
+    """The module that trains the built-in encoder."""
     path = Path(__file__).parents[2] / "examples" / "builtin_encoder" / "train.py"
     spec = importlib.util.spec_from_file_location("train_builtin", path)
     train = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(train)
+    return train
+
+
+def main() -> None:
+    train = training()
     encoder = load_encoder("builtin", device="cpu")
     images, _, captions, pairs = (sum((list(chunk[i]) for chunk in map(train.render_chunk, jobs())), []) for i in range(4))
     tokens = encoder.tokenizer(captions)
