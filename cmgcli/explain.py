@@ -18,6 +18,7 @@ from cmgcli.view import View, best_other
 MOST_PLACES = 4
 NEIGHBOURS = 4
 CLEAR_SHARE = 0.5  # of what an image has above a typical good one, from which on one part counts as what decided
+SAME_SCORE = 0.01  # a share of the score below which a change is none
 
 PART_NAMES = {"image_score": "whole image", "patch_score": "patches", "head_score": "defect head"}
 
@@ -129,13 +130,15 @@ class Explanation:
         if self.other is None:
             return (*said, "The model knows no other caption to compare with.")
         other = self.other
-        parts = ", ".join(f"{PART_NAMES[part.name]} {other.changes[PARTS.index(part.name)]:+.2f}" for part in self.parts)
+        parts = ", ".join(f"{PART_NAMES[part.name]} {other.changes[PARTS.index(part.name)]:+z.2f}" for part in self.parts)
         said.append(f"Best other caption: {other.text} (match {other.match:.2f}). By it the score would be {other.score:.3g}: {parts}.")
         return (*said, self._caption_verdict)
 
     @property
     def _caption_verdict(self) -> str:
         other, row = self.other, self.row
+        if abs(other.score - row.score) < SAME_SCORE * row.score:
+            return "The caption makes no difference: the encoder hardly tells the two apart."
         if row.anomalous and other.passes:
             return "By that caption it would pass: is it another part, or is the caption wrong?"
         if row.anomalous and other.score < row.score:

@@ -94,6 +94,7 @@ def test_the_words_say_what_decided(found):
     assert "is it another part" in replace(found, row=anomalous, other=other).caption_words[-1]
     assert "still be rejected" in replace(found, row=anomalous, other=replace(other, passes=False)).caption_words[-1]
     assert "raises no doubt" in replace(found, row=anomalous, other=replace(other, passes=False, score=9.0)).caption_words[-1]
+    assert "makes no difference" in replace(found, row=anomalous, other=replace(other, score=5.01)).caption_words[-1]
     assert "no other caption" in replace(found, other=None).caption_words[-1]
     assert "no threshold" in replace(found, threshold=float("inf")).verdict
 
