@@ -107,6 +107,8 @@ def fit(
     relevance: o.RelevanceOption = None,
     keep: o.KeepOption = None,
     latent_dim: o.LatentDim = None,
+    tile: o.Tile = None,
+    overlap: o.Overlap = None,
     projection: o.ProjectionOption = None,
     epochs: o.Epochs = None,
     neighbours: o.Neighbours = None,
@@ -126,7 +128,7 @@ def fit(
         options = given(
             captions=captions, caption=caption, encoder=encoder, false_alarm=false_alarm, calibration=calibration, cmer=cmer, cmle=cmle, adapt=adapt,
             adapt_steps=adapt_steps, relevance=relevance, keep=parse_keep(keep), latent_dim=latent_dim, projection=projection, epochs=epochs, neighbours=neighbours, ridge=ridge,
-            bank_size=bank_size, device=device, batch_size=batch_size, seed=seed, allow_missing=allow_missing or None,
+            bank_size=bank_size, tile=tile, overlap=overlap, device=device, batch_size=batch_size, seed=seed, allow_missing=allow_missing or None,
         )  # fmt: skip
         if images is None and not print_config:
             raise SettingsError("cmg fit learns from a directory of good images; give it with --images DIR")

@@ -17,9 +17,11 @@ from cmgcli.detector import Blend, Detector, Language
 from cmgcli.looks import Looks
 from cmgcli.model import Model
 from cmgcli.projection import train_projection
+from cmgcli.tiles import Box
 from cmgcli.view import View
 
 Progress = Callable[[str, int, int], None]
+Place = tuple[Box, np.ndarray]  # a piece of an image and its keep mask (h, w) bool
 
 
 class Learner:
@@ -46,7 +48,7 @@ class Learner:
         self.builder = BankBuilder(int(self.groups.max()) + 1, budget=self.settings.bank_size)
         self.embeddings: list[Tensor] = []  # (B, D) each, for a trained projection
         self.rows: list[Tensor] = []  # (B,) each, the row of the structure that an image belongs to
-        self.keeps: list[np.ndarray] = []  # (h, w) bool of each view
+        self.places: list[tuple[Place, ...]] = []  # of each view: where its pieces lie and what they keep
 
     def add(self, numbers: Sequence[int], views: Sequence[View]) -> None:
         """Take in the views of records."""
@@ -60,8 +62,9 @@ class Learner:
             self.embeddings.append(embeddings)
             self.rows.append(rows)
         for view, group in zip(views, self.groups[captions].tolist(), strict=True):
-            self.builder.add(view.patches, group)
-            self.keeps.append(view.keep)
+            for piece in view.pieces:
+                self.builder.add(piece.patches, group)
+            self.places.append(tuple((piece.box, piece.keep) for piece in view.pieces))
 
     def draft(self, *, false_alarm: float, snapshot: Path | None = None, report: Progress) -> Model:
         """A model of what was shown: without a head, its parts not weighted and its threshold not calibrated."""

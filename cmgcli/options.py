@@ -133,6 +133,11 @@ RelevanceOption = Annotated[
 ]
 KeepOption = Annotated[Optional[str], typer.Option(help="Share of the patches that CMER keeps, or auto.", show_default="auto", rich_help_panel=METHOD)]
 LatentDim = Annotated[Optional[int], typer.Option(min=1, help="Directions kept in the guided space.", show_default="all", rich_help_panel=METHOD)]
+Tile = Annotated[
+    Optional[int],
+    typer.Option(min=1, help="See larger images in tiles of so many pixels a side too, where CMER keeps something; score then does the same.", show_default="none", rich_help_panel=METHOD),
+]
+Overlap = Annotated[Optional[float], typer.Option(help="Share of a tile that its neighbours see too.", show_default="0.25", rich_help_panel=METHOD)]
 ProjectionOption = Annotated[
     Optional[Projection],
     typer.Option(

@@ -31,7 +31,7 @@ FLOORS = (
     {"adapt", "projection"},
     {"bank", "calibrate", "drift", "cmer", "cmle", "encoder", "dataset", "loader", "metrics", "line"},
     {"snapshot", "head", "images", "defects", "parts", "surfaces"},
-    {"containers", "defect_kinds", "files"},
+    {"containers", "defect_kinds", "files", "tiles"},
     {"jpeg"},
     {"errors"},
 )
