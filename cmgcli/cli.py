@@ -200,15 +200,18 @@ def score(
         if maps is not None:
             make_directory(maps)
         fitted = _load(model, device)
-        from cmgcli.scoring import score_files
+        from cmgcli.scoring import TileWork, score_files
 
         watch = DriftWatch(fitted.detector.calibration.scores) if watch_drift or fail_on_drift else None
         tally = Tally(keep=junit is not None or summary is not None, watch=watch)
         for row in done:
             tally.add(row)
-        found = score_files(fitted, files, lookup, done=done, maps=maps, live=paths == ["-"], **given(batch_size=batch_size))
+        work = TileWork()
+        found = score_files(fitted, files, lookup, done=done, maps=maps, live=paths == ["-"], work=work, **given(batch_size=batch_size))
         with output(out, append=bool(done)) as stream, timed("scoring"):
             _write(found, rows.row_writer(stream, header=not done, jsonl=jsonl), tally, out)
+        if work.sentence:
+            say(work.sentence)
         if watch is not None and watch.alarm is None:
             say(watch.sentence)
         _conclude(tally.verdict(limits, fail_on_drift=fail_on_drift), fitted, began, junit, summary)
