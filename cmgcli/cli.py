@@ -159,8 +159,11 @@ def _defaults(engine: Any) -> dict[str, Any]:
 @app.command()
 def score(
     paths: o.Paths,
-    model: o.ModelFile,
+    model: o.ModelFile = None,
+    zero_shot: o.ZeroShotOption = False,
     captions: o.ScoreCaptions = None,
+    caption: o.ZeroShotCaption = None,
+    encoder: o.ZeroShotEncoder = None,
     images: o.CaptionRoot = None,
     null: o.Null = False,
     out: o.ScoresOut = None,
@@ -185,9 +188,12 @@ def score(
     with reported():
         from cmgcli import rows
         from cmgcli.drift import DriftWatch
+        from cmgcli.unfitted import check_options, score_unfitted
         from cmgcli.verdict import Tally, limits_of
 
         began = datetime.now().astimezone()
+        gates = {"--fail-on-anomaly": fail_on_anomaly, "--max-anomalies": max_anomalies, "--watch-drift": watch_drift, "--fail-on-drift": fail_on_drift}
+        check_options(zero_shot, model, fitted=gates | {"--junit": junit, "--summary": summary}, unfitted={"--caption": caption, "--encoder": encoder})
         limits = limits_of(fail_on_anomaly=fail_on_anomaly, max_anomalies=max_anomalies)
         must_be_in_a_directory(junit, "--junit")
         must_be_in_a_directory(summary, "--summary")
@@ -195,6 +201,10 @@ def score(
             raise SettingsError("--resume goes on in a file; give it with --out")
         lookup, files = _lookup(captions, images), inputs(paths, nul=null)
         jsonl = style is o.Format.jsonl
+        if zero_shot:
+            options = given(caption=caption, encoder=encoder, device=device, batch_size=batch_size)
+            score_unfitted(files, lookup, out=out, jsonl=jsonl, resume=resume, maps=maps and make_directory(maps), **options)
+            return
         done = rows.resume_scores(out, jsonl=jsonl) if resume else ()
         files = rows.rest_of(files, done)
         if maps is not None:

@@ -191,10 +191,15 @@ def anomaly_map(detector: Detector, view: View, parts: Parts) -> np.ndarray:
 
     Not by the weights of the score: where in the image and whether at all are different questions.
     """
+    return weighted_map(detector.map_reference, view, parts)
+
+
+def weighted_map(reference: np.ndarray, view: View, parts: Parts) -> np.ndarray:
+    """`anomaly_map` by a reference (2, 3): location, scale and weight of the patch map and of the head map."""
     height, width = view.image.shape[:2]
     maps = [parts.patch_map] + ([] if parts.head_map is None else [parts.head_map])
     total = np.zeros((height, width), np.float32)
-    for values, (location, scale, weight) in zip(maps, detector.map_reference, strict=False):  # no head, no second reference
+    for values, (location, scale, weight) in zip(maps, reference, strict=False):  # no head, no second reference
         standard = (weight * (values - location) / scale).astype(np.float32)
         total += cv2.resize(standard, (width, height), interpolation=cv2.INTER_LINEAR)
     return total

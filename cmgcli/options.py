@@ -65,7 +65,7 @@ DeviceOption = Annotated[
     Optional[Device], typer.Option(help="Where to compute; auto takes the GPU where there is one.", show_default="auto", rich_help_panel=COMPUTE)
 ]
 BatchSize = Annotated[Optional[int], typer.Option(min=1, help="Images per forward pass; does not change a score.", show_default="16", rich_help_panel=COMPUTE)]
-ModelFile = Annotated[Path, typer.Option(help="Model file made by cmg fit.", show_default=False, rich_help_panel=INPUT)]
+ModelFile = Annotated[Optional[Path], typer.Option(help="Model file made by cmg fit.", show_default=False, rich_help_panel=INPUT)]
 
 # ---- demo
 
@@ -156,6 +156,14 @@ Paths = Annotated[list[str], typer.Argument(help="Images, directories or globs; 
 ScoreCaptions = Annotated[
     Optional[Path],
     typer.Option(help="Caption file; an image without a caption is judged by the stored one that fits best.", rich_help_panel=INPUT),
+]
+ZeroShotOption = Annotated[
+    bool,
+    typer.Option("--zero-shot", help="Score without a model: by what the caption says of defects, and by how alike the images are. No threshold.", rich_help_panel=INPUT),
+]
+ZeroShotCaption = Annotated[Optional[str], typer.Option("--caption", help="With --zero-shot: what the images show.", rich_help_panel=INPUT)]
+ZeroShotEncoder = Annotated[
+    Optional[str], typer.Option("--encoder", help="With --zero-shot: builtin, NAME/TAG, NAME@FILE or local-dir:DIR.", show_default="builtin", rich_help_panel=INPUT)
 ]
 CaptionRoot = Annotated[
     Optional[Path],

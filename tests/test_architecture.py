@@ -13,12 +13,12 @@ PACKAGE = Path(cmgcli.__file__).parent
 FLOORS = (
     {"cli"},
     {"options"},
-    {"config"},
+    {"config", "unfitted"},
     {"console"},
     {"audit"},
     {"evaluation", "page", "masking"},
     {"pipeline", "charts", "scored", "scoring"},
-    {"crossfit"},
+    {"crossfit", "zeroshot"},
     {"heldout", "learn"},
     {"looks"},
     {"model", "figures", "contact"},
@@ -31,7 +31,7 @@ FLOORS = (
     {"adapt", "projection"},
     {"bank", "calibrate", "drift", "cmer", "cmle", "encoder", "dataset", "loader", "metrics", "line"},
     {"snapshot", "head", "images", "defects", "parts", "surfaces"},
-    {"containers", "defect_kinds", "files", "tiles"},
+    {"containers", "defect_kinds", "files", "tiles", "prompts"},
     {"jpeg"},
     {"errors"},
 )

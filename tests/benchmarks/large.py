@@ -1,8 +1,8 @@
 """Large images with tiny defects: what tiles find that one look at the whole image does not, what they skip, and what they cost.
 
-    python -m tests.benchmarks.large [--images 24] [--steps 100] [--tile 512]
+    python -m tests.benchmarks.large [--images 24] [--steps 100] [--tile 512] [--clutter]
 
-Draws copper flanges of 4 000 x 3 000 pixels and, on half of the test images, scratches of 20, 60 and 180 pixels in turn. Prints
+Draws copper flanges of 4 000 x 3 000 pixels on a grey belt, or on the demo line's clutter, and, on half of the test images, scratches of 20, 60 and 180 pixels in turn. Prints
 the image AUROC of each length and how often the map's highest place lies on the scratch, for a model that sees the whole
 image and for one that sees tiles; the share of tiles skipped; seconds per image; the peak of memory.
 """
@@ -24,20 +24,25 @@ from cmgcli.line import render
 from cmgcli.metrics import auroc
 from cmgcli.pipeline import fit
 from cmgcli.scoring import TileWork
+from cmgcli.surfaces import lay_background
 
 HEIGHT, WIDTH = 3000, 4000
 LENGTHS = (20, 60, 180)  # pixels
 CAPTION = "a photo of a copper flange"
 
 
-def large_image(rng: np.random.Generator, *, height: int = HEIGHT, width: int = WIDTH) -> tuple[np.ndarray, np.ndarray]:
+def large_image(rng: np.random.Generator, *, clutter: bool, height: int = HEIGHT, width: int = WIDTH) -> tuple[np.ndarray, np.ndarray]:
     """A flange on the line, (H, W, 3) uint8, and where it is, (H, W) bool; drawn at a quarter of the size, then given its own grain."""
     sample = render(rng, size=max(height, width) // 4, part="flange", material="copper", caption=CAPTION, design=7)
+    picture = sample.image
+    if not clutter:
+        share = cv2.GaussianBlur(sample.object_mask.astype(np.float32), (0, 0), 1)[..., None]
+        picture = (lay_background("grey belt", rng, len(picture)) * (1 - share) + picture * share).astype(np.uint8)
     rows = np.flatnonzero(sample.object_mask.any(axis=1))
-    spare = sample.image.shape[0] - height // 4
+    spare = len(picture) - height // 4
     top = int(np.clip((rows[0] + rows[-1] - height // 4) // 2, 0, spare))
     box = np.s_[top : top + height // 4, : width // 4]
-    image = cv2.resize(sample.image[box], (width, height), interpolation=cv2.INTER_CUBIC)
+    image = cv2.resize(picture[box], (width, height), interpolation=cv2.INTER_CUBIC)
     grain = cv2.GaussianBlur(rng.standard_normal((height, width), dtype=np.float32), (0, 0), 0.8)
     image = np.clip(image + 6 * grain[..., None], 0, 255).astype(np.uint8)
     return image, cv2.resize(sample.object_mask[box].astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
@@ -61,11 +66,11 @@ def _place(where: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
     return int(y), int(x)
 
 
-def test_images(folder: Path, count: int) -> Iterator[tuple[Path, int, np.ndarray]]:
+def draw_tests(folder: Path, count: int, *, clutter: bool) -> Iterator[tuple[Path, int, np.ndarray]]:
     """Writes test images one by one: path, length of the scratch (0: none), its mask."""
     for i in range(count):
         rng = np.random.default_rng((1, i))
-        image, part = large_image(rng)
+        image, part = large_image(rng, clutter=clutter)
         length = LENGTHS[i // 2 % len(LENGTHS)] if i % 2 else 0
         mask = scratch(image, part, length, rng) if length else np.zeros(part.shape, bool)
         write_png(folder / f"test_{i:03d}.png", image)
@@ -77,15 +82,16 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=24, help="to fit on; as many to test on")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--tile", type=int, default=512)
+    parser.add_argument("--clutter", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         good, test = Path(folder) / "good", Path(folder) / "test"
         good.mkdir()
         test.mkdir()
         for i in range(args.images):
-            write_png(good / f"{i:03d}.png", large_image(np.random.default_rng((0, i)))[0])
-        cases = list(test_images(test, args.images))
-        for tile in (None, args.tile):
+            write_png(good / f"{i:03d}.png", large_image(np.random.default_rng((0, i)), clutter=args.clutter)[0])
+        cases = list(draw_tests(test, args.images, clutter=args.clutter))
+        for tile in (args.tile, None):  # the peak of memory is that of the process so far
             started = time.time()
             model = fit(good, caption=CAPTION, adapt_steps=args.steps, tile=tile, false_alarm=0.1)
             fitted, work, rows, hits = time.time() - started, TileWork(), [], []
