@@ -97,7 +97,7 @@ def _check_rows(rows: Sequence[Row], scores: Path | str) -> None:
         if not math.isfinite(row.score):
             raise DatasetError(f"{where}: expected a finite score, got {row.score}: score the image again, or remove the row")
         if row.anomalous is None:
-            raise DatasetError(f"{where}: expected 0 or 1 in the column anomalous, found nothing: score the image again")
+            raise DatasetError(f"{where}: expected 0 or 1 in the column anomalous, found nothing: a run of --zero-shot has no threshold; score the image by a model")
 
 
 def _join(
