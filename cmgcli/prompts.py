@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-_SHOWN = re.compile(r"^\s*(?:(?:an?|the|one)\s+)?(?:[\w-]+\s+)?(?:photo|photograph|picture|image|close-up|closeup|shot|view)s?\s+of\s+", re.IGNORECASE)
+_PICTURE = re.compile(r"^\s*(?:(?:an?|the|one)\s+)?(?:[\w-]+\s+)?(?:photo|photograph|picture|image|close-up|closeup|shot|view)s?\s+of\s+", re.IGNORECASE)
 _ARTICLE = re.compile(r"^(?:an?|the|one)\s+", re.IGNORECASE)
 
 FLAWLESS = ("{a} {thing}", "a flawless {thing}", "a perfect {thing}", "an intact {thing}", "an undamaged {thing}", "a new {thing}", "{a} {thing} without any defect")
@@ -15,20 +15,12 @@ DEFECTIVE = (
     "a damaged {thing}", "a defective {thing}", "a broken {thing}", "a scratched {thing}", "a cracked {thing}", "a stained {thing}",
     "{a} {thing} with a flaw", "{a} {thing} with a missing piece",
 )  # fmt: skip
-SHOWN = re.compile(r"^\s*(?:(?:an?|the|one)\s+)?(?:[\w-]+\s+)?(?:photo|photograph|picture|image|close-up|closeup|shot|view)s?\s+of\s+", re.IGNORECASE)
-_ARTICLE = re.compile(r"^(?:an?|the|one)\s+", re.IGNORECASE)
-
-FLAWLESS = ("{a} {thing}", "a flawless {thing}", "a perfect {thing}", "an intact {thing}", "an undamaged {thing}", "a new {thing}", "a {thing} without any defect")
-DEFECTIVE = (
-    "a damaged {thing}", "a defective {thing}", "a broken {thing}", "a scratched {thing}", "a cracked {thing}", "a stained {thing}",
-    "a {thing} with a flaw", "a {thing} with a missing piece",
-)  # fmt: skip
 SHOWN = ("{state}", "a photo of {state}", "a close-up of {state}", "an inspection image of {state}", "a photo of {state} on the line")
 
 
 def thing_of(caption: str) -> str:
     """What a caption names: `steel nut` of `a photo of a steel nut`; the caption itself where nothing is left."""
-    return _ARTICLE.sub("", _SHOWN.sub("", caption)).strip(" .") or caption.strip()
+    return _ARTICLE.sub("", _PICTURE.sub("", caption)).strip(" .") or caption.strip()
 
 
 def prompts(caption: str, states: tuple[str, ...]) -> list[str]:
