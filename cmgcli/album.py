@@ -43,19 +43,19 @@ class Album:
         return [np.ascontiguousarray(found[top : top + SIDE, left : left + SIDE, ::-1]) for top, left in boxes]
 
 
-def patch_pictures(image: np.ndarray, grid: tuple[int, int], numbers: Sequence[int]) -> np.ndarray:
-    """Each patch with half a patch around it, (K, SIDE, SIDE, 3) uint8, of an (H, W, 3) uint8 image cut into grid (h, w)."""
-    size = grid[0] * SIDE // 2, grid[1] * SIDE // 2
-    shrunk = min(size[0], image.shape[0]) * min(size[1], image.shape[1]) < image.shape[0] * image.shape[1]
-    small = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrunk else cv2.INTER_LINEAR)
-    padded = cv2.copyMakeBorder(small, *(SIDE // 4,) * 4, cv2.BORDER_REPLICATE)
-    corners = [(number // grid[1] * SIDE // 2, number % grid[1] * SIDE // 2) for number in numbers]
-    return np.array([padded[top : top + SIDE, left : left + SIDE] for top, left in corners]).reshape(-1, SIDE, SIDE, 3)
+def patch_picture(image: np.ndarray, box: Sequence[int]) -> np.ndarray:
+    """A patch with half a patch around it, (SIDE, SIDE, 3) uint8, of an image (H, W, 3) uint8; its top, left, bottom, right in pixels.
+
+    Beyond the image its edge goes on.
+    """
+    top, left, bottom, right = box
+    y, x = -(-(bottom - top) // 2), -(-(right - left) // 2)
+    rows, columns = (np.arange(*span).clip(0, side - 1) for span, side in zip(((top - y, bottom + y), (left - x, right + x)), image.shape, strict=False))
+    shown = image[np.ix_(rows, columns)]
+    return cv2.resize(shown, (SIDE, SIDE), interpolation=cv2.INTER_AREA if min(shown.shape[:2]) > SIDE else cv2.INTER_LINEAR)
 
 
-def take_pictures(
-    bank: PatchBank, image: Callable[[int], np.ndarray], name: Callable[[int], str], grid: tuple[int, int]
-) -> tuple[PatchBank, Album]:
+def take_pictures(bank: PatchBank, image: Callable[[int], np.ndarray], name: Callable[[int], str]) -> tuple[PatchBank, Album]:
     """The album of a bank, and the bank with its origins counted by the album's names; each image is asked for once.
 
     Args:
@@ -65,10 +65,10 @@ def take_pictures(
     columns = math.ceil(math.sqrt(len(bank.origins)))
     sheet = np.zeros((-(-len(bank.origins) // columns) * SIDE, columns * SIDE, 3), np.uint8)
     for k, number in enumerate(used.tolist()):
-        rows = (renumbered == k).nonzero().flatten().tolist()
-        for row, picture in zip(rows, patch_pictures(image(number), grid, bank.origins[rows, 1].tolist()), strict=True):
+        whole = image(number)
+        for row in (renumbered == k).nonzero().flatten().tolist():
             top, left = row // columns * SIDE, row % columns * SIDE
-            sheet[top : top + SIDE, left : left + SIDE] = picture[..., ::-1]
+            sheet[top : top + SIDE, left : left + SIDE] = patch_picture(whole, bank.origins[row, 1:].tolist())[..., ::-1]
     _, data = cv2.imencode(".jpg", sheet, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
-    origins = torch.stack([renumbered, bank.origins[:, 1]], dim=1)
+    origins = torch.cat([renumbered[:, None], bank.origins[:, 1:]], dim=1)
     return replace(bank, origins=origins), Album(tuple(map(name, used.tolist())), torch.from_numpy(data.ravel().copy()))

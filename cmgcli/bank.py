@@ -18,7 +18,7 @@ class PatchBank:
 
     features: Tensor  # (M, V) float32
     groups: Tensor  # (M,) int64 caption numbers, ascending
-    origins: Tensor  # (M, 2) int64, which image of the fit each comes from, and its patch number there
+    origins: Tensor  # (M, 5) int64, which image of the fit each comes from, and its top, left, bottom and right there, pixels
 
     def distances(self, patches: Tensor, groups: Tensor) -> Tensor:
         """Distance (K,) of each patch (K, V) to its nearest normal patch in the given groups."""
@@ -124,9 +124,9 @@ class BankBuilder:
     def __init__(self, groups: int, *, budget: int) -> None:
         self.groups = [_Group(max(1, budget // groups)) for _ in range(groups)]
 
-    def add(self, patches: Tensor, group: int, *, image: int, numbers: Tensor) -> None:
-        """Take in the kept patches (K, V) of one image of the fit, with their numbers (K,) in it."""
-        origins = torch.stack([torch.full_like(numbers, image), numbers], dim=1)
+    def add(self, patches: Tensor, group: int, *, image: int, boxes: Tensor) -> None:
+        """Take in kept patches (K, V) of one image of the fit, with the top, left, bottom and right (K, 4) of each in it."""
+        origins = torch.cat([torch.full_like(boxes[:, :1], image), boxes], dim=1)
         self.groups[group].add(patches.detach().float().cpu(), origins)
 
     def build(self) -> PatchBank:

@@ -125,6 +125,8 @@ def _detector(header: dict, tensors: dict[str, torch.Tensor]) -> Detector:
         latent,
     )
     bank = PatchBank(tensors["bank.features"], tensors["bank.groups"], tensors["bank.origins"].long())
+    if bank.origins.shape != (len(bank.features), 5):
+        raise ValueError(f"expected an image and a box for each patch, got origins {tuple(bank.origins.shape)}")
     if int(bank.origins[:, 0].max()) >= len(header["album"]):
         raise ValueError("a patch comes from an image that has no name")
     head = None

@@ -108,6 +108,8 @@ def fit(
     relevance: o.RelevanceOption = None,
     keep: o.KeepOption = None,
     latent_dim: o.LatentDim = None,
+    tile: o.Tile = None,
+    overlap: o.Overlap = None,
     projection: o.ProjectionOption = None,
     epochs: o.Epochs = None,
     neighbours: o.Neighbours = None,
@@ -127,7 +129,7 @@ def fit(
         options = given(
             captions=captions, caption=caption, encoder=encoder, false_alarm=false_alarm, calibration=calibration, cmer=cmer, cmle=cmle, adapt=adapt,
             adapt_steps=adapt_steps, relevance=relevance, keep=parse_keep(keep), latent_dim=latent_dim, projection=projection, epochs=epochs, neighbours=neighbours, ridge=ridge,
-            bank_size=bank_size, device=device, batch_size=batch_size, seed=seed, allow_missing=allow_missing or None,
+            bank_size=bank_size, tile=tile, overlap=overlap, device=device, batch_size=batch_size, seed=seed, allow_missing=allow_missing or None,
         )  # fmt: skip
         if images is None and not print_config:
             raise SettingsError("cmg fit learns from a directory of good images; give it with --images DIR")
@@ -158,8 +160,11 @@ def _defaults(engine: Any) -> dict[str, Any]:
 @app.command()
 def score(
     paths: o.Paths,
-    model: o.ModelFile,
+    model: o.ModelFile = None,
+    zero_shot: o.ZeroShotOption = False,
     captions: o.ScoreCaptions = None,
+    caption: o.ZeroShotCaption = None,
+    encoder: o.ZeroShotEncoder = None,
     images: o.CaptionRoot = None,
     defects: o.Defects = None,
     null: o.Null = False,
@@ -187,9 +192,13 @@ def score(
     with reported():
         from cmgcli import rows
         from cmgcli.drift import DriftWatch
+        from cmgcli.unfitted import check_options, score_unfitted
         from cmgcli.verdict import Tally, limits_of
 
         began = datetime.now().astimezone()
+        gates = {"--fail-on-anomaly": fail_on_anomaly, "--max-anomalies": max_anomalies, "--watch-drift": watch_drift, "--fail-on-drift": fail_on_drift}
+        served = gates | {"--junit": junit, "--summary": summary, "--explain": explain, "--explain-all": explain_all, "--defects": defects}
+        check_options(zero_shot, model, fitted=served, unfitted={"--caption": caption, "--encoder": encoder})
         limits = limits_of(fail_on_anomaly=fail_on_anomaly, max_anomalies=max_anomalies)
         must_be_in_a_directory(junit, "--junit")
         must_be_in_a_directory(summary, "--summary")
@@ -199,6 +208,10 @@ def score(
             raise SettingsError("--explain-all says which images --explain takes; give --explain DIR too")
         lookup, files = _lookup(captions, images), inputs(paths, nul=null)
         jsonl, kind = style is o.Format.jsonl, rows.Row if defects is None else rows.NamedRow
+        if zero_shot:
+            options = given(caption=caption, encoder=encoder, device=device, batch_size=batch_size)
+            score_unfitted(files, lookup, out=out, jsonl=jsonl, resume=resume, maps=maps and make_directory(maps), **options)
+            return
         phrases = _phrases(defects)
         done = rows.resume_scores(out, jsonl=jsonl, kind=kind) if resume else ()
         files = rows.rest_of(files, done)
@@ -206,7 +219,7 @@ def score(
             if directory is not None:
                 make_directory(directory)
         fitted = _load(model, device)
-        from cmgcli.scoring import score_files
+        from cmgcli.scoring import TileWork, score_files
 
         watch = DriftWatch(fitted.detector.calibration.scores) if watch_drift or fail_on_drift else None
         tally = Tally(keep=junit is not None or summary is not None, watch=watch)
@@ -217,10 +230,13 @@ def score(
             from cmgcli.naming import Namer
 
             namer = Namer(fitted.encoder, phrases)
+        work = TileWork()
         extras = given(namer=namer, explained=explain, explain_all=explain_all, batch_size=batch_size)
-        found = score_files(fitted, files, lookup, done=done, maps=maps, live=paths == ["-"], **extras)
+        found = score_files(fitted, files, lookup, done=done, maps=maps, live=paths == ["-"], work=work, **extras)
         with output(out, append=bool(done)) as stream, timed("scoring"):
             _write(found, rows.row_writer(stream, kind, header=not done, jsonl=jsonl), tally, out)
+        if work.sentence:
+            say(work.sentence)
         if watch is not None and watch.alarm is None:
             say(watch.sentence)
         if explain is not None and not explain_all and not tally.anomalies:

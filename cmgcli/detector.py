@@ -40,12 +40,18 @@ class Settings:
     ridge: float
     bank_size: int
     latent_dim: int | None
+    tile: int | None  # side in pixels of the tiles in which larger images are seen; None: as a whole
+    overlap: float  # share of a tile
     adapt_steps: int  # the most; 0: no defect head
     calibration: str  # split or cross
     projection: str  # closed, linear or mlp
     epochs: int  # of a trained projection
     seed: int
     precision: str  # of the head's convolutions: bfloat16 where the machine that fitted is fast at it, else float32
+
+    def images_at_once(self, batch_size: int) -> int:
+        """How many images to hold decoded at a time: large ones come one by one, each a batch of tiles."""
+        return batch_size if self.tile is None else 1
 
 
 @dataclass(frozen=True)

@@ -82,14 +82,14 @@ def evaluate_records(
     maps = pixels is not None or exhibits > 0 or namer is not None
     for done, (record, inspection) in enumerate(zip(records, _inspections(model, looks, maps), strict=True), 1):
         report("scoring", done, len(records))
-        case = Case(record, inspection.row)
+        truth = None if record.mask is None or inspection.row.error else _mask(record, inspection.view.image.shape[:2])
+        case = Case(record, inspection.row, None if truth is None else float(truth.mean()))
         cases.append(case)
         if inspection.row.error:
             continue
         if pixels is not None and (record.mask or not record.label):  # an anomaly without a mask tells nothing about pixels
-            heights = inspection.anomaly_map
-            small = shrink(heights, MAP_SIDE)
-            pixels.add(_small_mask(record, heights.shape, small.shape), small)
+            small = shrink(inspection.anomaly_map, MAP_SIDE)
+            pixels.add(np.zeros(small.shape, bool) if truth is None else _small_mask(truth, small.shape), small)
         if namer is not None and case.anomalous and record.defect:
             named.append((record.defect, namer.defects(inspection)[0].name))
         worst.offer(case, partial(exhibit, case, inspection.view.image, inspection.anomaly_map, low=MAP_CALM, high=MAP_STRANGE))
@@ -109,16 +109,19 @@ def _inspections(model: Model, looks: Looks, maps: bool) -> Iterator[Inspection]
                 yield model.inspection(name, view, text, looks.text, maps)
 
 
-def _small_mask(record: Record, full: tuple[int, int], small: tuple[int, int]) -> np.ndarray:
-    """The mask (H', W') bool at the size of the small map; a pixel is set where any of its pixels is."""
-    if record.mask is None:
-        return np.zeros(small, bool)
+def _mask(record: Record, shape: tuple[int, int]) -> np.ndarray:
+    """The record's mask (H, W) bool, of its image's shape."""
     mask = read_mask(record.mask)
-    if mask.shape != full:
+    if mask.shape != shape:
         raise DatasetError(
-            f"mask {record.mask} of {record.file_name}: expected the size of its image, {full[1]} x {full[0]}, "
+            f"mask {record.mask} of {record.file_name}: expected the size of its image, {shape[1]} x {shape[0]}, "
             f"got {mask.shape[1]} x {mask.shape[0]}; draw it on the image as it is, or leave the column mask empty"
         )
+    return mask
+
+
+def _small_mask(mask: np.ndarray, small: tuple[int, int]) -> np.ndarray:
+    """A mask (H, W) bool at the size of the small map; a pixel is set where any of its pixels is."""
     return cv2.resize(mask.astype(np.float32), small[::-1], interpolation=cv2.INTER_AREA) > 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmgcli.detector import PARTS, Blend
+from cmgcli.detector import PARTS, Blend, Detector
 from cmgcli.head import LOOKS
 from cmgcli.model import Inspection, Model, Parts, judge, look_with
 from cmgcli.rows import Row
@@ -22,7 +23,7 @@ SAME_SCORE = 0.01  # a share of the score below which a change is none
 
 PART_NAMES = {"image_score": "whole image", "patch_score": "patches", "head_score": "defect head"}
 
-Cell = tuple[int, int]  # row and column in the grid of patches, from 0
+PatchBox = tuple[int, int, int, int]  # top, left, bottom, right in an image, pixels
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Neighbour:
 
     picture: np.ndarray  # (album.SIDE, album.SIDE, 3) uint8 RGB, with half a patch around it
     image: str  # as the fit's dataset spells it
-    cell: Cell
+    box: PatchBox  # of that image
     distance: float
 
 
@@ -61,7 +62,7 @@ class Neighbour:
 class Place:
     """A patch that decided."""
 
-    cell: Cell
+    box: PatchBox
     points: float  # what the image would have from patches and head, were all that decides like this patch
     patch_spreads: float  # its distance against that of a typical good image's strangest patches, in spreads
     head_spreads: float | None  # what the head sees there against what it sees in a typical good image; None without a head
@@ -89,6 +90,7 @@ class Explanation:
     anomaly_map: np.ndarray  # (H, W) float32
     parts: tuple[PartOfScore, ...]  # those that the model has
     places: tuple[Place, ...]  # what decided most, first
+    nearest: View  # of the pieces of the view the one with the first of them
     other: OtherCaption | None  # None where the model knows no other caption
 
     @property
@@ -163,13 +165,16 @@ def explain(model: Model, inspection: Inspection) -> Explanation:
     detector, view, parts, row = model.detector, inspection.view, inspection.parts, inspection.row
     language = detector.language
     number = language.captions.index(row.caption) if row.caption in language.captions else None
+    said = evidence(detector.blend, view, parts)
+    chosen = _decisive(detector.blend, said)
     return Explanation(
         row=row,
         threshold=detector.calibration.threshold(number if language.guided else None),
         view=view,
         anomaly_map=inspection.anomaly_map,
         parts=parts_of_score(detector.blend, parts.values),
-        places=_places(model, view, parts, view.text.cpu() if number is None else language.text[number]),
+        places=_places(detector, said, chosen, view.text.cpu() if number is None else language.text[number]),
+        nearest=view.pieces[said.pieces[chosen[0]]],
         other=_under_other(model, view, parts, number),
     )
 
@@ -184,50 +189,63 @@ def parts_of_score(blend: Blend, values: np.ndarray) -> tuple[PartOfScore, ...]:
     )
 
 
-def evidence(blend: Blend, parts: Parts, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What each patch says: points (h, w) that an image like it would have, and the values of patch and head part (h, w) there.
+@dataclass(frozen=True)
+class Evidence:
+    """What each kept patch says, of all pieces of an image."""
+
+    pieces: np.ndarray  # (N,) int64, the number of the piece that it is of
+    boxes: np.ndarray  # (N, 4) int64, see `View.patch_boxes`
+    patches: Tensor  # (N, V) features
+    distances: np.ndarray  # (N,) float64, to the nearest normal patch
+    head: np.ndarray  # (N,) float64, what the head's part would be if all were like this patch; NaN without a head
+    points: np.ndarray  # (N,) float64, what an image like it would have from patches and head
+
+
+def evidence(blend: Blend, view: View, parts: Parts) -> Evidence:
+    """What the kept patches of an image say.
 
     The head's score is a sum over its looks, its map their mean; the head's part of a patch is the highest logit in it.
-    Hidden patches have minus infinity points. Without a head its values are NaN.
     """
-    head = np.full(keep.shape, np.nan)
-    if parts.head_map is not None:
-        head = len(LOOKS) * F.adaptive_max_pool2d(torch.from_numpy(parts.head_map)[None, None], keep.shape)[0, 0].numpy().astype(np.float64)
-    values = np.stack([np.full(keep.shape, -np.inf), parts.patch_map.astype(np.float64), head], axis=-1)  # (h, w, 3)
-    points = blend.terms(np.where(np.isinf(values), blend.location, values))[..., 1:].sum(axis=-1)
-    return np.where(keep, points, -np.inf), values[..., 1], values[..., 2]
+    found = []
+    for number, (piece, judged) in enumerate(zip(view.pieces, parts.pieces, strict=True)):
+        head = np.full(piece.keep.shape, np.nan)
+        if judged.head_map is not None:
+            head = len(LOOKS) * F.adaptive_max_pool2d(torch.from_numpy(judged.head_map)[None, None], piece.keep.shape)[0, 0].numpy().astype(np.float64)
+        distances, head = judged.patch_map[piece.keep].astype(np.float64), head[piece.keep]  # (K,) each
+        points = blend.terms(np.stack([np.full_like(head, blend.location[0]), distances, head], axis=-1))[:, 1:].sum(axis=-1)
+        found.append((np.full(len(head), number), piece.patch_boxes, piece.patches.cpu().numpy(), distances, head, points))
+    pieces, boxes, patches, distances, head, points = map(np.concatenate, zip(*found, strict=True))
+    return Evidence(pieces, boxes, torch.from_numpy(patches), distances, head, points)
 
 
-def chosen_cells(points: np.ndarray, most: int) -> list[Cell]:
-    """The cells of (h, w) with most points, no two of them neighbours, those with minus infinity never; at most ``most``."""
-    left, cells = points.copy(), []
-    while len(cells) < most and np.isfinite(left).any():
-        y, x = (int(at) for at in np.unravel_index(left.argmax(), left.shape))
-        cells.append((y, x))
-        left[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2] = -np.inf
-    return cells
+def chosen_places(points: np.ndarray, boxes: np.ndarray, most: int) -> list[int]:
+    """The numbers of those with most points (N,), of which no two have boxes (N, 4) that touch; at most ``most``."""
+    left, chosen = points.copy(), []
+    while len(chosen) < most and np.isfinite(left).any():
+        best = int(left.argmax())
+        chosen.append(best)
+        left[(boxes[:, :2] <= boxes[best, 2:]).all(axis=1) & (boxes[:, 2:] >= boxes[best, :2]).all(axis=1)] = -np.inf
+    return chosen
 
 
-def _places(model: Model, view: View, parts: Parts, text: Tensor) -> tuple[Place, ...]:
-    detector = model.detector
-    blend, bank, album = detector.blend, detector.bank, detector.album
-    points, distances, head = evidence(blend, parts, view.keep)
-    cells = chosen_cells(points, MOST_PLACES)
+def _decisive(blend: Blend, said: Evidence) -> list[int]:
+    """The numbers of the patches to show: the strangest, and others stranger than a typical good image's strangest."""
+    chosen = chosen_places(said.points, said.boxes, MOST_PLACES)
     usual = float(blend.terms(blend.location)[1:].sum())
-    cells = cells[:1] + [cell for cell in cells[1:] if points[cell] > usual]
-    order = np.cumsum(view.keep.ravel()) - 1  # from a patch's number to its row among the kept ones
-    width = view.keep.shape[1]
-    wanted = view.patches[[int(order[y * width + x]) for y, x in cells]]  # (n, V)
-    nearest = bank.nearest(wanted, detector.language.bank_groups(detector.language.weights_of(text)), NEIGHBOURS)
+    return chosen[:1] + [number for number in chosen[1:] if said.points[number] > usual]
+
+
+def _places(detector: Detector, said: Evidence, chosen: Sequence[int], text: Tensor) -> tuple[Place, ...]:
+    blend, bank, album = detector.blend, detector.bank, detector.album
+    nearest = bank.nearest(said.patches[chosen], detector.language.bank_groups(detector.language.weights_of(text)), NEIGHBOURS)
     pictures = iter(album.pictures(nearest.rows.flatten().tolist()))
     found = []
-    for cell, rows, far in zip(cells, nearest.rows.tolist(), nearest.distances.tolist(), strict=True):
+    for number, rows, far in zip(chosen, nearest.rows.tolist(), nearest.distances.tolist(), strict=True):
         origins = bank.origins[rows].tolist()
-        neighbours = (
-            Neighbour(next(pictures), album.names[image], divmod(patch, width), distance) for (image, patch), distance in zip(origins, far, strict=True)
-        )
-        spreads = [float((values[cell] - blend.location[k]) / blend.scale[k]) for k, values in ((1, distances), (2, head))]
-        found.append(Place(cell, float(points[cell]), spreads[0], spreads[1] if parts.head_map is not None else None, tuple(neighbours)))
+        neighbours = tuple(Neighbour(next(pictures), album.names[image], tuple(box), distance) for (image, *box), distance in zip(origins, far, strict=True))
+        spreads = [float((values[number] - blend.location[k]) / blend.scale[k]) for k, values in ((1, said.distances), (2, said.head))]
+        box, points = tuple(said.boxes[number].tolist()), float(said.points[number])
+        found.append(Place(box, points, spreads[0], None if np.isnan(said.head[number]) else spreads[1], neighbours))
     return tuple(found)
 
 

@@ -15,6 +15,7 @@ from cmgcli.rows import COLUMNS
 
 _PARTS = tuple(name for name in COLUMNS if name.endswith("_score"))
 UNNAMED = "(not named)"
+SIZES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # shares of the image between which defects are of one size
 
 
 def labelled(records: Sequence[Record], source: Path | str) -> tuple[Record, ...]:
@@ -71,6 +72,7 @@ def evaluation_of(
         auroc_by_part=_auroc_by_part(readable),
         by_defect=_by_defect(readable),
         by_caption=_by_caption(readable),
+        by_size=_by_size(readable),
         cases=tuple(cases),
         worst_misses=worst.misses,
         worst_false_alarms=worst.false_alarms,
@@ -113,6 +115,20 @@ def _by_defect(cases: Sequence[Case]) -> dict[str, Group]:
     if set(kinds) == {UNNAMED}:
         return {}
     return {name: _group(kinds[name], good) for name in sorted(kinds)}
+
+
+def _by_size(cases: Sequence[Case]) -> dict[str, Group]:
+    """The defects with a mask, each decade of their share of the image against all good images."""
+    good = [case for case in cases if not case.anomalous]
+    sized = [(int(np.searchsorted(SIZES, case.area, side="right")), case) for case in cases if case.anomalous and case.area]
+    bins = sorted({number for number, _ in sized})
+    return {_size_name(number): _group([case for of, case in sized if of == number], good) for number in bins}
+
+
+def _size_name(number: int) -> str:
+    """`0.01 to 0.1 %`; the ends are open."""
+    low, high = (f"{100 * size:g}" for size in (SIZES[max(number - 1, 0)], SIZES[min(number, len(SIZES) - 1)]))
+    return f"below {high} %" if number == 0 else f"{low} % and more" if number == len(SIZES) else f"{low} to {high} %"
 
 
 def _by_caption(cases: Sequence[Case]) -> dict[str, Group]:

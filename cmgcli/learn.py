@@ -19,9 +19,11 @@ from cmgcli.detector import Blend, Detector, Language
 from cmgcli.looks import Looks
 from cmgcli.model import Model
 from cmgcli.projection import train_projection
+from cmgcli.tiles import Box
 from cmgcli.view import View
 
 Progress = Callable[[str, int, int], None]
+Place = tuple[Box, np.ndarray]  # a piece of an image and its keep mask (h, w) bool
 
 
 class Learner:
@@ -48,7 +50,7 @@ class Learner:
         self.builder = BankBuilder(int(self.groups.max()) + 1, budget=self.settings.bank_size)
         self.embeddings: list[Tensor] = []  # (B, D) each, for a trained projection
         self.rows: list[Tensor] = []  # (B,) each, the row of the structure that an image belongs to
-        self.keeps: list[np.ndarray] = []  # (h, w) bool of each view
+        self.places: list[tuple[Place, ...]] = []  # of each view: where its pieces lie and what they keep
 
     def add(self, numbers: Sequence[int], views: Sequence[View]) -> None:
         """Take in the views of records."""
@@ -62,8 +64,9 @@ class Learner:
             self.embeddings.append(embeddings)
             self.rows.append(rows)
         for i, view, group in zip(numbers, views, self.groups[captions].tolist(), strict=True):
-            self.builder.add(view.patches, group, image=i, numbers=torch.from_numpy(np.flatnonzero(view.keep)))
-            self.keeps.append(view.keep)
+            for piece in view.pieces:
+                self.builder.add(piece.patches, group, image=i, boxes=torch.from_numpy(piece.patch_boxes))
+            self.places.append(tuple((piece.box, piece.keep) for piece in view.pieces))
 
     def draft(self, *, false_alarm: float, snapshot: Path | None = None, report: Progress) -> Model:
         """A model of what was shown: without a head, its parts not weighted and its threshold not calibrated."""
@@ -116,7 +119,7 @@ def learn(looks: Looks, subsets: Sequence[Sequence[int]], report: Progress) -> l
 
 def with_album(model: Model, looks: Looks) -> Model:
     """The model with small pictures of the patches that its bank holds of the images it looked at."""
-    bank, album = take_pictures(model.detector.bank, looks.image, lambda i: looks.records[i].file_name, looks.encoder.grid)
+    bank, album = take_pictures(model.detector.bank, looks.image, lambda i: looks.records[i].file_name)
     return replace(model, detector=replace(model.detector, bank=bank, album=album))
 
 

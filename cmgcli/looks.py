@@ -34,7 +34,7 @@ class Looks:
         budget: int = BUDGET,
     ) -> None:
         self.records, self.encoder, self.settings = records, encoder, settings
-        self.batch_size, self.mirrored = batch_size, mirrored
+        self.batch_size, self.mirrored = settings.images_at_once(batch_size), mirrored
         texts = tuple(dict.fromkeys(record.text for record in records))
         self.text = dict(zip(texts, encoder.encode_text(texts).cpu(), strict=True))  # caption: (D,)
         self.held = _Held(budget)
@@ -53,7 +53,7 @@ class Looks:
 
     def under(self, settings: Settings) -> Looks:
         """The same looks, the held views shared, for a fit with other settings of what comes after the encoder."""
-        for name in ("encoder_sha256", "layers", "relevance", "keep", "cmer"):
+        for name in ("encoder_sha256", "layers", "relevance", "keep", "cmer", "tile", "overlap"):
             if getattr(settings, name) != getattr(self.settings, name):
                 raise ValueError(f"looks with {name} {getattr(self.settings, name)} cannot serve a fit with {getattr(settings, name)}")
         same = copy(self)
@@ -91,7 +91,8 @@ class _Held:
         self.views: dict[int, View] = {}
 
     def offer(self, i: int, view: View) -> None:
-        size = view.image.nbytes + view.tokens.nbytes + view.patches.nbytes + view.relevance.nbytes
+        seen = (view, *view.tiles)  # a tile's pixels are those of the image
+        size = view.image.nbytes + sum(one.tokens.nbytes + one.patches.nbytes + one.relevance.nbytes for one in seen)
         if size <= self.budget:
             self.budget -= size
             self.views[i] = view

@@ -20,6 +20,7 @@ from cmgcli.detector import TOP_SHARE
 from cmgcli.encoder import Encoder
 from cmgcli.errors import DatasetError
 from cmgcli.model import MAP_STRANGE, Inspection
+from cmgcli.view import View
 
 SEPARATOR = "; "
 DEFECTIVE = ("{caption} with {phrase}", "{caption}, {phrase}", "damaged, {phrase}: {caption}", "{phrase}")
@@ -107,30 +108,42 @@ class Namer:
         return self._texts[caption]
 
     def regions(self, inspection: Inspection) -> list[Tensor]:
-        """The embedding (D,) of each region: the mean of its tokens where the encoder's embedding is a mean, else it alone is encoded."""
-        view = inspection.view
-        regions = strange_regions(inspection.anomaly_map, view.keep)
-        pixels = self.encoder.preprocess([view.image])
+        """The embedding (D,) of each region, piece by piece: the mean of its tokens where the encoder's embedding is a mean, else it alone is encoded."""
+        return [embedding for piece, regions in _strange(inspection) for embedding in self._embedded(piece, regions)]
+
+    def _embedded(self, piece: View, regions: Sequence[np.ndarray]) -> list[Tensor]:
+        pixels = self.encoder.preprocess([piece.image])
         if not self.encoder.averages:
             return [self.encoder.encode_image(pixels, index=torch.from_numpy(region)[None].to(pixels.device)).embedding[0] for region in regions]
         dense = self.encoder.encode_image(pixels).dense[0]  # (P, D)
         return [F.normalize(dense[region].mean(dim=0), dim=-1) for region in regions]
 
 
-def strange_regions(anomaly_map: np.ndarray, keep: np.ndarray) -> list[np.ndarray]:
-    """The numbers (n,) int64 of the kept patches of each 8-connected region in which the map is very strange, as `pictures.map_overlay` outlines it.
+def _strange(inspection: Inspection) -> list[tuple[View, list[np.ndarray]]]:
+    """The pieces of an image that have strange regions, with these; where none has, the one with the strangest patches, with them."""
+    pieces = [(piece, patch_peaks(inspection.anomaly_map[piece.box], piece.keep)) for piece in inspection.view.pieces]
+    found = [(piece, strange_regions(peaks)) for piece, peaks in pieces if (peaks > MAP_STRANGE).any()]
+    if found:
+        return found
+    piece, peaks = max(pieces, key=lambda entry: entry[1].max())
+    return [(piece, [strangest_patches(peaks)])]
 
-    Where no patch is, the strangest kept ones, 1 % of all, are one region.
 
-    Args:
-        anomaly_map: (H, W) float32. keep: (h, w) bool.
-    """
+def patch_peaks(anomaly_map: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """The highest value of a map (H, W) float32 in each patch that ``keep`` (h, w) bool keeps: (h, w), minus infinity in the others."""
+    peaks = F.adaptive_max_pool2d(torch.from_numpy(np.ascontiguousarray(anomaly_map))[None, None], keep.shape)[0, 0].numpy()
+    return np.where(keep, peaks, -np.inf)
+
+
+def strange_regions(peaks: np.ndarray) -> list[np.ndarray]:
+    """The numbers (n,) int64 of the patches of each 8-connected region of peaks (h, w) that are very strange, as `pictures.map_overlay` outlines it."""
     import cv2
 
-    peaks = F.adaptive_max_pool2d(torch.from_numpy(anomaly_map)[None, None], keep.shape)[0, 0].numpy()
-    strange = (peaks > MAP_STRANGE) & keep
-    if not strange.any():
-        order = np.where(keep, peaks, -np.inf).ravel().argsort()[::-1]
-        return [np.sort(order[: max(1, round(TOP_SHARE * keep.size))]).astype(np.int64)]
-    count, regions = cv2.connectedComponents(strange.astype(np.uint8), connectivity=8)
+    count, regions = cv2.connectedComponents((peaks > MAP_STRANGE).astype(np.uint8), connectivity=8)
     return [np.flatnonzero(regions.ravel() == number).astype(np.int64) for number in range(1, count)]
+
+
+def strangest_patches(peaks: np.ndarray) -> np.ndarray:
+    """The numbers (n,) int64 of the highest of the peaks (h, w): 1 % of them, but no hidden one, which has minus infinity."""
+    order = peaks.ravel().argsort()[::-1]
+    return np.sort(order[: min(int(np.isfinite(peaks).sum()), max(1, round(TOP_SHARE * peaks.size)))]).astype(np.int64)

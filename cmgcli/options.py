@@ -65,7 +65,7 @@ DeviceOption = Annotated[
     Optional[Device], typer.Option(help="Where to compute; auto takes the GPU where there is one.", show_default="auto", rich_help_panel=COMPUTE)
 ]
 BatchSize = Annotated[Optional[int], typer.Option(min=1, help="Images per forward pass; does not change a score.", show_default="16", rich_help_panel=COMPUTE)]
-ModelFile = Annotated[Path, typer.Option(help="Model file made by cmg fit.", show_default=False, rich_help_panel=INPUT)]
+ModelFile = Annotated[Optional[Path], typer.Option(help="Model file made by cmg fit.", show_default=False, rich_help_panel=INPUT)]
 
 # ---- demo
 
@@ -133,6 +133,11 @@ RelevanceOption = Annotated[
 ]
 KeepOption = Annotated[Optional[str], typer.Option(help="Share of the patches that CMER keeps, or auto.", show_default="auto", rich_help_panel=METHOD)]
 LatentDim = Annotated[Optional[int], typer.Option(min=1, help="Directions kept in the guided space.", show_default="all", rich_help_panel=METHOD)]
+Tile = Annotated[
+    Optional[int],
+    typer.Option(min=1, help="See larger images in tiles of so many pixels a side too, where CMER keeps something; score then does the same.", show_default="none", rich_help_panel=METHOD),
+]
+Overlap = Annotated[Optional[float], typer.Option(help="Share of a tile that its neighbours see too.", show_default="0.25", rich_help_panel=METHOD)]
 ProjectionOption = Annotated[
     Optional[Projection],
     typer.Option(
@@ -151,6 +156,14 @@ Paths = Annotated[list[str], typer.Argument(help="Images, directories or globs; 
 ScoreCaptions = Annotated[
     Optional[Path],
     typer.Option(help="Caption file; an image without a caption is judged by the stored one that fits best.", rich_help_panel=INPUT),
+]
+ZeroShotOption = Annotated[
+    bool,
+    typer.Option("--zero-shot", help="Score without a model: by what the caption says of defects, and by how alike the images are. No threshold.", rich_help_panel=INPUT),
+]
+ZeroShotCaption = Annotated[Optional[str], typer.Option("--caption", help="With --zero-shot: what the images show.", rich_help_panel=INPUT)]
+ZeroShotEncoder = Annotated[
+    Optional[str], typer.Option("--encoder", help="With --zero-shot: builtin, NAME/TAG, NAME@FILE or local-dir:DIR.", show_default="builtin", rich_help_panel=INPUT)
 ]
 CaptionRoot = Annotated[
     Optional[Path],

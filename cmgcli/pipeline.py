@@ -29,13 +29,14 @@ from cmgcli.encoder import Encoder, load_encoder
 from cmgcli.errors import DatasetError, ImageError
 from cmgcli.head import DefectHead, fast_bfloat16
 from cmgcli.heldout import drawn_auroc, gather
-from cmgcli.learn import Progress, learn, state_of, with_album
+from cmgcli.learn import Place, Progress, learn, state_of, with_album
 from cmgcli.loader import BATCH, ImageStore, decoded
 from cmgcli.looks import Looks
 from cmgcli.model import Model
 from cmgcli.pretrained_head import load_head
 from cmgcli.projection import check_projection
 from cmgcli.rows import MaskRow
+from cmgcli.tiles import check_tiling
 from cmgcli.view import View, best_other, choose_relevance, look
 
 logger = logging.getLogger(__name__)
@@ -97,6 +98,8 @@ def fit(
     ridge: float = 0.05,
     bank_size: int = 4096,
     latent_dim: int | None = None,
+    tile: int | None = None,
+    overlap: float = 0.25,
     projection: str = "closed",
     epochs: int = 300,
     batch_size: int = BATCH,
@@ -118,6 +121,8 @@ def fit(
         relevance: fast, sampled or occlusion; None takes the best that the encoder allows cheaply.
         keep: share of patches that CMER keeps, or auto. neighbours, ridge: see `cmle.structure_matrix`.
         bank_size: patches in memory. latent_dim: truncates the guided space; None keeps all directions.
+        tile: images larger than so many pixels a side are also seen in tiles of that side, where CMER keeps something; the
+            model then scores in the same tiles. overlap: share of a tile that its neighbours see too. None: no tiles.
         projection: closed (the closed form), or a linear or mlp projection trained for so many epochs; see `projection`.
         snapshot: a file for the state of the trainings; a fit broken off goes on from it. None keeps no state.
         progress: called with a stage, what is done of it and its total.
@@ -128,6 +133,7 @@ def fit(
     if not records:
         raise DatasetError(f"{captions or images}: no normal training image; expected rows with split train (or none) and label 0 (or none)")
     tower = load_encoder(encoder, device=device)
+    check_tiling(tile, overlap, tower.image_size // tower.grid[0])
     settings = Settings(
         encoder=encoder,
         encoder_sha256=tower.sha256,
@@ -140,6 +146,8 @@ def fit(
         ridge=ridge,
         bank_size=bank_size,
         latent_dim=latent_dim,
+        tile=tile,
+        overlap=overlap,
         adapt_steps=adapt_steps if adapt else 0,
         calibration=choose_calibration(calibration, head=adapt),
         projection=check_projection(projection),
@@ -173,7 +181,7 @@ def fit_records(
     (learner,) = learn(looks, [parts.fit], report)
     draft = learner.draft(false_alarm=false_alarm, snapshot=state_of(snapshot, 0), report=report)
     if settings.adapt_steps > 0:
-        draft = replace(draft, detector=replace(draft.detector, head=_adapt(looks, parts, learner.keeps, snapshot, report)))
+        draft = replace(draft, detector=replace(draft.detector, head=_adapt(looks, parts, learner.places, snapshot, report)))
 
     # the calibration images must not be touched here, or the promise of the threshold would be void
     if len(parts.tune) >= FEWEST_TO_TUNE:
@@ -191,15 +199,19 @@ def fit_records(
     return with_album(replace(model, detector=replace(model.detector, calibration=calibration)), looks)
 
 
-def _adapt(looks: Looks, parts: Split, keeps: Sequence[np.ndarray], snapshot: Path | None, report: Progress) -> DefectHead:
+def _adapt(looks: Looks, parts: Split, places: Sequence[Sequence[Place]], snapshot: Path | None, report: Progress) -> DefectHead:
     """Train the head on the fit images; the tuning ones say when it has learnt enough."""
     chosen = [looks.records[i] for i in parts.fit]
     encoder, settings = looks.encoder, looks.settings
     store = ImageStore([record.path for record in chosen])
 
+    def piece(i: int, rng: np.random.Generator) -> Scene:
+        box, keep = places[i][rng.integers(len(places[i]))]
+        return Scene(store[i][box], keep)
+
     def sample(rng: np.random.Generator) -> Drawn:
         i, donor = (int(k) for k in rng.integers(len(chosen), size=2))
-        return draw_defects(Scene(store[i], keeps[i]), store[donor], rng)
+        return draw_defects(piece(i, rng), piece(donor, rng).image, rng)
 
     def told(step: int, total: int, loss: float, found: float | None) -> None:
         report(f"training the defect head (loss {loss:.2f}" + (")" if found is None else f", AUROC of drawn defects {found:.3f})"), step, total)

@@ -8,13 +8,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from cmgcli.album import patch_pictures
+from cmgcli.album import patch_picture
 from cmgcli.contact import fit_square
-from cmgcli.explain import NEIGHBOURS, PART_NAMES, Cell, Explanation, Place
+from cmgcli.explain import NEIGHBOURS, PART_NAMES, Explanation, PatchBox, Place
 from cmgcli.images import write_png
 from cmgcli.lettering import SOFT, TEXT_SIZE, Lettering
 from cmgcli.model import MAP_CALM, MAP_STRANGE
 from cmgcli.pictures import keep_overlay, map_overlay
+from cmgcli.view import View
 
 _WIDTH, _MARGIN, _GAP, _LINE = 1100, 24, 16, 20  # pixels
 _SIDE = (_WIDTH - 2 * _MARGIN - 2 * _GAP) // 3
@@ -31,13 +32,19 @@ def write_placard(found: Explanation, directory: Path, stem: str) -> None:
 
 
 def draw_placard(found: Explanation) -> np.ndarray:
-    """The page (H, W, 3) uint8 RGB: what decided, the pictures, the parts of the score, the caption, and each place beside normal ones."""
+    """The page (H, W, 3) uint8 RGB: what decided, the pictures, the parts of the score, the caption, and each place beside normal ones.
+
+    Of an image seen in tiles the one with the strangest place is shown too.
+    """
     said = [line for sentence in found.caption_words for line in _wrapped(sentence)]
-    tops = _tops(len(found.parts), len(said), len(found.places))
+    tops = _tops(found, len(said))
     page = np.full((tops["end"], _WIDTH, 3), _PAPER, np.uint8)
     text = Lettering(page)
     _head(text, found)
-    _pictures(text, page, found, tops["pictures"])
+    _pictures(text, page, found, found.view, tops["pictures"])
+    if found.view.tiles:
+        text.put(_where(found.nearest), _MARGIN, tops["nearer"] - 12, _WIDTH - 2 * _MARGIN)
+        _pictures(text, page, found, found.nearest, tops["nearer"])
     _bars(text, page, found, tops["bars"])
     _heading(text, "The caption's part", tops["caption"])
     for number, line in enumerate(said):
@@ -48,13 +55,20 @@ def draw_placard(found: Explanation) -> np.ndarray:
     return text.drawn()
 
 
-def _tops(parts: int, lines: int, places: int) -> dict[str, int]:
-    """Where each section begins."""
+def _tops(found: Explanation, lines: int) -> dict[str, int]:
+    """Where each section begins, with so many lines about the caption."""
     pictures = 108
-    bars = pictures + _SIDE + 64
-    caption = bars + (parts + 1) * _LINE + 36
+    nearer = pictures + _SIDE + 56
+    bars = (nearer if found.view.tiles else pictures) + _SIDE + 64
+    caption = bars + (len(found.parts) + 1) * _LINE + 36
     at = caption + lines * _LINE + 44
-    return {"pictures": pictures, "bars": bars, "caption": caption, "places": at, "end": at + 16 + places * _PLACE + _MARGIN}
+    return {"pictures": pictures, "nearer": nearer, "bars": bars, "caption": caption, "places": at, "end": at + 16 + len(found.places) * _PLACE + _MARGIN}
+
+
+def _where(tile: View) -> str:
+    """Which tile it is."""
+    rows, columns = tile.box
+    return f"Nearer: the tile with the strangest place, pixel rows {rows.start} to {rows.stop - 1} and columns {columns.start} to {columns.stop - 1} of the image."
 
 
 def _wrapped(sentence: str) -> list[str]:
@@ -73,15 +87,15 @@ def _head(text: Lettering, found: Explanation) -> None:
     text.put(found.reason, _MARGIN, 86, room, size=14)
 
 
-def _pictures(text: Lettering, page: np.ndarray, found: Explanation, top: int) -> None:
-    image = fit_square(found.view.image, _SIDE)
+def _pictures(text: Lettering, page: np.ndarray, found: Explanation, piece: View, top: int) -> None:
+    """Three pictures of a piece of the view: as it is with the strangest places in it, its anomaly map, and what CMER kept."""
+    image = fit_square(piece.image, _SIDE)
     height, width = image.shape[:2]
-    small = cv2.resize(found.anomaly_map, (width, height), interpolation=cv2.INTER_AREA)
-    hidden = 1 - float(found.view.keep.mean())
+    small = cv2.resize(found.anomaly_map[piece.box], (width, height), interpolation=cv2.INTER_AREA)
     shown = (
         (image.copy(), "what was judged, with its strangest places"),
         (map_overlay(image, small, low=MAP_CALM, high=MAP_STRANGE), "yellow: strange; red outline: very"),
-        (keep_overlay(image, found.view.keep), f"what CMER looked at; {hidden:.0%} is hidden"),
+        (keep_overlay(image, piece.keep), f"what CMER looked at; {1 - float(piece.keep.mean()):.0%} is hidden"),
     )
     for number, (picture, words) in enumerate(shown):
         left = _MARGIN + number * (_SIDE + _GAP)
@@ -91,17 +105,21 @@ def _pictures(text: Lettering, page: np.ndarray, found: Explanation, top: int) -
         text.put(words, left, top + _SIDE + 18, _SIDE, colour=SOFT)
         if number == 0:
             for letter, place in zip("ABCD", found.places, strict=False):
-                _mark(text, page, letter, _box(place.cell, found.view.keep.shape, (y, x, height, width)))
+                box = _shown_at(place.box, piece, (y, x, height, width))
+                if box is not None:
+                    _mark(text, page, letter, box)
 
 
-def _box(cell: Cell, grid: tuple[int, int], frame: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-    """Top, left, bottom, right of a patch in a picture that lies at (top, left, height, width)."""
-    y, x, height, width = frame
-    (row, column), (rows, columns) = cell, grid
-    return y + row * height // rows, x + column * width // columns, y + (row + 1) * height // rows, x + (column + 1) * width // columns
+def _shown_at(box: PatchBox, piece: View, frame: tuple[int, int, int, int]) -> PatchBox | None:
+    """Where a box of the image lies in a picture of a piece of it, at (top, left, height, width) of the page; None where it is not all in it."""
+    corners = np.reshape(box, (2, 2)) - [span.start or 0 for span in piece.box]
+    if corners.min() < 0 or (corners[1] > piece.image.shape[:2]).any():
+        return None
+    top, left, bottom, right = (corners * frame[2:] // piece.image.shape[:2] + frame[:2]).ravel().tolist()
+    return top, left, max(bottom, top + 1), max(right, left + 1)
 
 
-def _mark(text: Lettering, page: np.ndarray, letter: str, box: tuple[int, int, int, int]) -> None:
+def _mark(text: Lettering, page: np.ndarray, letter: str, box: PatchBox) -> None:
     top, left, bottom, right = box
     cv2.rectangle(page, (left - 2, top - 2), (right + 1, bottom + 1), (255, 255, 255), 1)
     cv2.rectangle(page, (left - 1, top - 1), (right, bottom), _MARK, 2)
@@ -136,9 +154,7 @@ def _bars(text: Lettering, page: np.ndarray, found: Explanation, top: int) -> No
 
 
 def _place(text: Lettering, page: np.ndarray, found: Explanation, place: Place, number: int, top: int) -> None:
-    grid = found.view.keep.shape
-    (own,) = patch_pictures(found.view.image, grid, [place.cell[0] * grid[1] + place.cell[1]])
-    _crop(page, own, top, _MARGIN + 24, _MARK)
+    _crop(page, patch_picture(found.view.image, place.box), top, _MARGIN + 24, _MARK)
     text.put("ABCD"[number], _MARGIN, top + 16, 20, size=16)
     left = _MARGIN + 24 + _CROP + 20
     for line, (indent, sentence) in enumerate(_place_words(place)):
@@ -153,8 +169,8 @@ def _place(text: Lettering, page: np.ndarray, found: Explanation, place: Place, 
 
 def _place_words(place: Place) -> list[tuple[int, str]]:
     """Lines, each with how far it is indented."""
-    row, column = place.cell
-    words = [(0, f"row {row + 1}, column {column + 1} of the patches"), (0, f"nearest normal patch at {place.neighbours[0].distance:.2f}:")]
+    top, left, bottom, right = place.box
+    words = [(0, f"pixel rows {top} to {bottom - 1}, columns {left} to {right - 1}"), (0, f"nearest normal patch at {place.neighbours[0].distance:.2f}:")]
     words.append((12, _compared(place.patch_spreads)))
     if place.head_spreads is not None:
         words += [(0, "what the defect head sees:"), (12, _compared(place.head_spreads))]

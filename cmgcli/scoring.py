@@ -13,6 +13,27 @@ from cmgcli.naming import SEPARATOR, Namer
 from cmgcli.pictures import unused_stem, write_map_pictures
 from cmgcli.placard import write_placard
 from cmgcli.rows import NamedRow, Row
+from cmgcli.view import View
+
+
+class TileWork:
+    """Counts the tiles of a run: those that were looked at, and those that CMER let skip."""
+
+    def __init__(self) -> None:
+        self.looked = self.total = 0
+
+    def add(self, view: View) -> None:
+        """Count the tiles of one image; none where it is seen as a whole."""
+        self.looked += len(view.tiles)
+        self.total += view.tile_count
+
+    @property
+    def sentence(self) -> str:
+        """What was saved; empty where no image had tiles."""
+        if not self.total:
+            return ""
+        skipped = self.total - self.looked
+        return f"{skipped} of {self.total} tiles were skipped, where CMER kept nothing: {skipped / self.total:.0%} of the work on tiles saved"
 
 
 def score_files(
@@ -26,6 +47,7 @@ def score_files(
     explain_all: bool = False,
     namer: Namer | None = None,
     live: bool = False,
+    work: TileWork | None = None,
     batch_size: int = BATCH,
 ) -> Iterator[Row]:
     """`Model.inspect`, with the pictures of an image on disk before its row comes.
@@ -35,6 +57,7 @@ def score_files(
         maps: directory for the pictures of `pictures.write_map_pictures`; None: none.
         explained: directory for a page on each anomalous image, or on each image where ``explain_all`` says so; see `placard`.
         namer: gives rows the defects of the anomalous images, as `rows.NamedRow`.
+        work: counts the tiles.
     """
     used: set[str] = set()
     for row in done:
@@ -42,6 +65,8 @@ def score_files(
             unused_stem(row.file, used)
     pictured = maps is not None or explained is not None or namer is not None
     for inspection in model.inspect(files, captions, batch_size=batch_size, live=live, maps=pictured):
+        if work is not None and inspection.view is not None:
+            work.add(inspection.view)
         if inspection.anomaly_map is not None:
             stem = unused_stem(inspection.row.file, used)
             if maps is not None:

@@ -13,12 +13,12 @@ PACKAGE = Path(cmgcli.__file__).parent
 FLOORS = (
     {"cli"},
     {"options"},
-    {"config"},
+    {"config", "unfitted"},
     {"console"},
     {"audit"},
     {"evaluation", "page", "masking", "stressing"},
     {"pipeline", "charts", "scored", "scoring"},
-    {"crossfit"},
+    {"crossfit", "zeroshot"},
     {"heldout", "learn", "placard"},
     {"looks", "explain", "naming"},
     {"model", "figures", "contact"},
@@ -31,7 +31,7 @@ FLOORS = (
     {"adapt", "projection", "album"},
     {"bank", "calibrate", "drift", "cmer", "cmle", "encoder", "dataset", "loader", "metrics", "line"},
     {"snapshot", "head", "images", "changes", "defects", "parts", "surfaces"},
-    {"containers", "defect_kinds", "files", "lettering"},
+    {"containers", "defect_kinds", "files", "lettering", "tiles", "prompts"},
     {"jpeg"},
     {"errors"},
 )

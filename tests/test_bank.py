@@ -52,14 +52,14 @@ def test_the_streaming_bank_covers_about_as_well_as_one_made_of_all_patches_at_o
 def test_the_bank_keeps_its_budget_however_many_patches_come(groups):
     builder = BankBuilder(groups, budget=140)
     for i in range(60):
-        builder.add(points(50, seed=i), i % groups, image=i, numbers=torch.arange(50))
+        builder.add(points(50, seed=i), i % groups, image=i, boxes=torch.arange(200).view(50, 4))
         assert sum(group.size for group in builder.groups) <= 4 * 140 + 50
     bank = builder.build()
     assert torch.bincount(bank.groups).tolist() == [140 // groups] * groups == [len(bank.features) // groups] * groups
 
 
 def test_only_the_named_groups_are_searched():
-    bank = PatchBank(torch.tensor([[0.0, 0], [10, 0]]), torch.tensor([0, 1]), torch.zeros(2, 2, dtype=torch.int64))
+    bank = PatchBank(torch.tensor([[0.0, 0], [10, 0]]), torch.tensor([0, 1]), torch.zeros(2, 5, dtype=torch.int64))
     patch = torch.tensor([[9.0, 0]])
     assert float(bank.distances(patch, torch.tensor([0]))) == pytest.approx(9)
     assert float(bank.distances(patch, torch.tensor([1]))) == pytest.approx(1)

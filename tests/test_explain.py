@@ -14,6 +14,7 @@ from cmgcli.bank import PatchBank
 from cmgcli.errors import CheckpointError
 from cmgcli.images import read_image, write_png
 from cmgcli.model import Model
+from cmgcli.tiles import WHOLE, patch_boxes
 
 
 def explained(model: Model, path, captions=None) -> explain.Explanation:
@@ -43,32 +44,28 @@ def test_the_parts_add_up_to_the_score(found, small_model):
 def test_neighbours_are_the_nearest_of_the_bank_in_a_slow_search(found, small_model):
     bank, language = small_model.detector.bank, small_model.detector.language
     rows = torch.isin(bank.groups, language.bank_groups(language.weights_of(language.text[language.captions.index("a photo of a brass gear")])))
-    kept = found.view.keep.ravel()
     for place in found.places:
-        number = place.cell[0] * found.view.keep.shape[1] + place.cell[1]
-        assert kept[number]
-        patch = found.view.patches[int(kept[:number].sum())].cpu()
+        (number,) = (i for i, box in enumerate(found.view.patch_boxes.tolist()) if tuple(box) == place.box)
+        patch = found.view.patches[number].cpu()
         distances = sorted(float((patch - other).norm()) for other in bank.features[rows])
         assert [near.distance for near in place.neighbours] == pytest.approx(distances[: explain.NEIGHBOURS], abs=1e-4)
 
 
 def test_a_picture_shows_its_patch_of_the_image_of_the_fit(found, small_line):
     for near in found.places[0].neighbours:
-        grid = found.view.keep.shape
-        (expected,) = album.patch_pictures(read_image(small_line / near.image), grid, [near.cell[0] * grid[1] + near.cell[1]])
+        expected = album.patch_picture(read_image(small_line / near.image), near.box)
         assert np.abs(near.picture.astype(int) - expected).mean() < 6  # JPEG
 
 
 def test_places_lie_apart_and_come_in_order(found):
     points = [place.points for place in found.places]
     assert points == sorted(points, reverse=True)
-    cells = [place.cell for place in found.places]
-    for i, (y, x) in enumerate(cells):
-        assert all(max(abs(y - other[0]), abs(x - other[1])) > 1 for other in cells[:i])
-    flat = np.full((3, 3), -np.inf)
-    assert explain.chosen_cells(flat, 4) == []
-    flat[2, 2], flat[2, 1], flat[0, 0] = 1.0, 0.9, -5.0
-    assert explain.chosen_cells(flat, 4) == [(2, 2), (0, 0)]
+    boxes = np.array([place.box for place in found.places])
+    for i, box in enumerate(boxes):
+        for other in boxes[:i]:
+            assert (box[:2] > other[2:]).any() or (box[2:] < other[:2]).any()
+    three = patch_boxes(WHOLE, (9, 9), (3, 3), np.array([8, 7, 0]))
+    assert explain.chosen_places(np.array([1.0, 0.9, -5.0]), three, 4) == [0, 2] and explain.chosen_places(np.array([1.0, 0.9, -5.0]), three, 1) == [0]
 
 
 def test_the_other_caption_gives_the_score_of_scoring_by_it(found, small_model, image):
@@ -125,9 +122,10 @@ def test_the_album_asks_for_each_image_once_and_counts_them_anew():
     rng = np.random.default_rng(0)
     images = {3: np.full((64, 64, 3), 30, np.uint8), 8: np.full((32, 90, 3), 200, np.uint8), 5: rng.integers(0, 255, (9, 9, 3), np.uint8)}
     asked = []
-    bank = PatchBank(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64), torch.tensor([[8, 0], [3, 15], [8, 7]]))
-    changed, pages = album.take_pictures(bank, lambda i: asked.append(i) or images[i], "image {}".format, (4, 4))
-    assert asked == [3, 8] and pages.names == ("image 3", "image 8") and changed.origins.tolist() == [[1, 0], [0, 15], [1, 7]]
+    bank = PatchBank(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64), torch.tensor([[8, 0, 0, 8, 22], [3, 48, 48, 64, 64], [8, 8, 68, 16, 90]]))
+    changed, pages = album.take_pictures(bank, lambda i: asked.append(i) or images[i], "image {}".format)
+    assert asked == [3, 8] and pages.names == ("image 3", "image 8")
+    assert changed.origins.tolist() == [[1, 0, 0, 8, 22], [0, 48, 48, 64, 64], [1, 8, 68, 16, 90]]
     bright = [float(picture.mean()) for picture in pages.pictures([0, 1, 2])]
     assert bright == pytest.approx([200, 30, 200], abs=2)
     for sheet in (pages.sheet[:0], pages.sheet[:200], torch.zeros(50, dtype=torch.uint8)):
@@ -138,7 +136,7 @@ def test_the_album_asks_for_each_image_once_and_counts_them_anew():
 def test_a_patch_picture_shows_the_patch_in_its_middle():
     image = np.zeros((80, 120, 3), np.uint8)
     image[20:40, 60:90] = (250, 100, 0)  # the patch in row 1, column 2 of 4 x 4
-    (picture,) = album.patch_pictures(image, (4, 4), [6])
+    picture = album.patch_picture(image, (20, 60, 40, 90))
     quarter = album.SIDE // 4
     inside = np.zeros((album.SIDE, album.SIDE), bool)
     inside[quarter : 3 * quarter, quarter : 3 * quarter] = True

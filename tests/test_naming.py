@@ -16,7 +16,7 @@ from cmgcli.encoder import load_encoder
 from cmgcli.errors import DatasetError
 from cmgcli.figures import confusion_of
 from cmgcli.model import Inspection
-from cmgcli.naming import Namer, Phrase, read_phrases, strange_regions
+from cmgcli.naming import Namer, Phrase, patch_peaks, read_phrases, strange_regions, strangest_patches
 from cmgcli.page import Page, render
 from cmgcli.report import confusion_table
 from cmgcli.rows import COLUMNS, NamedRow, Row, read_scores
@@ -60,8 +60,9 @@ def test_regions_are_strange_patches_that_touch():
     strange[5, 5] = strange[15, 15] = 1  # two patches that touch at a corner
     strange[65, 35] = 2
     strange[75, 75] = 9  # hidden
-    assert [region.tolist() for region in strange_regions(strange, keep)] == [[0, 9], [51]]
-    assert [region.tolist() for region in strange_regions(strange * 0.1, keep)] == [[51]]
+    peaks = patch_peaks(strange, keep)
+    assert [region.tolist() for region in strange_regions(peaks)] == [[0, 9], [51]]
+    assert strange_regions(peaks * 0.1) == [] and strangest_patches(peaks).tolist() == [51]
 
 
 class KnowingEncoder:

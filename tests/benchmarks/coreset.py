@@ -38,7 +38,7 @@ def stream(features: torch.Tensor, budget: int) -> torch.Tensor:
     """The bank of patches that come image by image."""
     builder = BankBuilder(1, budget=budget)
     for number, image in enumerate(features.split(PER_IMAGE)):
-        builder.add(image, 0, image=number, numbers=torch.arange(len(image)))
+        builder.add(image, 0, image=number, boxes=torch.zeros(len(image), 4, dtype=torch.int64))
     return builder.build().features
 
 
