@@ -66,7 +66,7 @@ class Looks:
             for i, view in zip(batch, views, strict=True):
                 if isinstance(view, ImageError):
                     raise ImageError(f"{view}; a model is fitted on sound images only, mend or remove it")
-                if not bool(torch.isfinite(view.embedding).all() & torch.isfinite(view.patches).all()):
+                if not all(bool(torch.isfinite(seen).all()) for seen in (view.embedding, *(piece.patches for piece in view.pieces))):
                     raise ImageError(f"{self.records[i].path}: the encoder's features of this image are not numbers; mend or remove it")
             yield batch, views
 

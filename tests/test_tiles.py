@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+from shell import cmg_here, wrong
 
 import cmgcli
 from cmgcli.encoder import load_encoder
@@ -69,6 +70,11 @@ def test_a_tile_keeps_what_the_image_keeps_there():
 def test_tiles_that_cannot_be_are_refused(tile, overlap, word):
     with pytest.raises(SettingsError, match=word):
         check_tiling(tile, overlap, 8)
+
+
+@pytest.mark.parametrize(("options", "word"), [(["--tile", 4], "one patch of the encoder"), (["--tile", 64, "--overlap", 1.5], "overlap: expected a share")])
+def test_the_command_refuses_them_in_one_line(options, word, small_line, tmp_path):
+    wrong(cmg_here("fit", "--images", small_line, "--captions", small_line / "metadata.csv", "--out", tmp_path / "m.cmg", *options), word)
 
 
 def washer(seed: int, size: int = 384) -> np.ndarray:
