@@ -23,13 +23,14 @@ from cmgcli.console import (
     given,
     inputs,
     make_directory,
-    must_be_in_a_directory,
+    must_be_writable,
     output,
     parse_keep,
     progress_bar,
     reported,
     say,
     start_messages,
+    telling_if_interrupted,
     timed,
     training_state,
 )
@@ -130,7 +131,7 @@ def fit(
         )  # fmt: skip
         if images is None and not print_config:
             raise SettingsError("cmg fit learns from a directory of good images; give it with --images DIR")
-        must_be_in_a_directory(out, "--out")
+        must_be_writable(out, "--out", read=(captions, config))
         with timed("importing torch"):
             from cmgcli import pipeline
 
@@ -187,16 +188,17 @@ def score(
 
         began = datetime.now().astimezone()
         limits = limits_of(fail_on_anomaly=fail_on_anomaly, max_anomalies=max_anomalies)
-        must_be_in_a_directory(junit, "--junit")
-        must_be_in_a_directory(summary, "--summary")
         if resume and out is None:
             raise SettingsError("--resume goes on in a file; give it with --out")
-        lookup, files = _lookup(captions, images), inputs(paths, nul=null)
+        files = inputs(paths, nul=null)
+        for path, option in ((out, "--out"), (junit, "--junit"), (summary, "--summary")):
+            must_be_writable(path, option, read=(model, captions, *_named_alike(path, files)))
+        lookup = _lookup(captions, images)
         jsonl = style is o.Format.jsonl
         done = rows.resume_scores(out, jsonl=jsonl) if resume else ()
         files = rows.rest_of(files, done)
         if maps is not None:
-            make_directory(maps)
+            make_directory(maps, "--maps", read=paths)
         fitted = _load(model, device)
         from cmgcli.scoring import score_files
 
@@ -207,9 +209,16 @@ def score(
         found = score_files(fitted, files, lookup, done=done, maps=maps, live=paths == ["-"], **given(batch_size=batch_size))
         with output(out, append=bool(done)) as stream, timed("scoring"):
             _write(found, rows.row_writer(stream, header=not done, jsonl=jsonl), tally, out)
+        if paths == ["-"] and not tally.images:
+            say(f"no path came from standard input; expected one a line{', or NUL-separated' if null else ''}")
         if watch is not None and watch.alarm is None:
             say(watch.sentence)
         _conclude(tally.verdict(limits, fail_on_drift=fail_on_drift), fitted, began, junit, summary)
+
+
+def _named_alike(path: Path | None, files: Iterable[str]) -> list[str]:
+    """Those of the listed images that have the name of a file to write, and so might be it; what comes from a pipe is not known yet."""
+    return [file for file in files if Path(file).name == path.name] if path is not None and isinstance(files, list) else []
 
 
 def _lookup(captions: Path | None, images: Path | None) -> dict[Path, str] | None:
@@ -292,13 +301,13 @@ def mask(
             captions=captions, caption=caption, encoder=encoder, relevance=relevance, keep=parse_keep(keep), device=device,
             batch_size=batch_size, allow_missing=allow_missing or None,
         )  # fmt: skip
-        make_directory(out)
-        must_be_in_a_directory(contact_sheet, "--contact-sheet")
+        make_directory(out, "--out", read=(images,))
+        must_be_writable(contact_sheet, "--contact-sheet", read=(captions,))
         with timed("importing torch"):
             from cmgcli import masking, pipeline
 
         results = pipeline.mask(images, **options)
-        with output(out / "summary.csv") as stream, timed("masking"):
+        with output(out / "summary.csv") as stream, timed("masking"), telling_if_interrupted(f"{out / 'summary.csv'} has a row of each image that was done"):
             masked = masking.write_masks(results, out, stream, contact_sheet=contact_sheet)
         for sentence in (f"wrote {out / 'summary.csv'}", *masked.sentences):
             say(sentence)
@@ -335,8 +344,8 @@ def evaluate(
 
         if (model is None) == (scores is None):
             raise SettingsError("give one of --model FILE, to score the images now, and --scores FILE, which cmg score wrote")
-        must_be_in_a_directory(json_file, "--json")
-        must_be_in_a_directory(report_file, "--report")
+        must_be_writable(json_file, "--json", read=(model, scores, labels))
+        must_be_writable(report_file, "--report", read=(model, scores, labels))
         options = given(allow_missing=allow_missing or None, exhibits=None if report_file is None else page.EXHIBITS)
         if model is None:
             if ablate:
@@ -347,7 +356,7 @@ def evaluate(
                 raise SettingsError("--model scores the images now; give their directory with --images")
             options |= given(batch_size=batch_size)
             steps = adapt_steps if ablate else None
-            with progress_bar() as progress:
+            with progress_bar() as progress, telling_if_interrupted("to evaluate in steps: cmg score --out FILE --resume, then cmg eval --scores FILE"):
                 content = audit.audit_model(model, images, labels, options, command=sys.argv[1:], ablate=steps, progress=progress, **given(device=device))
         content = replace(content, gates=report.gates(content.result, min_auroc=min_auroc, max_false_alarm=max_false_alarm, max_miss=max_miss))
         _publish(content, json_file, report_file)

@@ -147,7 +147,7 @@ Seed = Annotated[Optional[int], typer.Option(help="Same seed, same model.", show
 
 # ---- score
 
-Paths = Annotated[list[str], typer.Argument(help="Images, directories or globs; - reads paths from standard input.", show_default=False)]
+Paths = Annotated[list[str], typer.Argument(metavar="PATH", help="Images, directories or globs; - reads paths from standard input.", show_default=False)]
 ScoreCaptions = Annotated[
     Optional[Path],
     typer.Option(help="Caption file; an image without a caption is judged by the stored one that fits best.", rich_help_panel=INPUT),
