@@ -190,6 +190,10 @@ def score(
         limits = limits_of(fail_on_anomaly=fail_on_anomaly, max_anomalies=max_anomalies)
         if resume and out is None:
             raise SettingsError("--resume goes on in a file; give it with --out")
+        if images is not None and captions is None:
+            raise SettingsError("--images says where the paths of a caption file begin; give it with --captions, and what to score without an option")
+        if null and paths != ["-"]:
+            raise SettingsError("-0 says how paths end on standard input; give - as the only path")
         files = inputs(paths, nul=null)
         for path, option in ((out, "--out"), (junit, "--junit"), (summary, "--summary")):
             must_be_writable(path, option, read=(model, captions, *_named_alike(path, files)))
@@ -326,7 +330,7 @@ def evaluate(
     max_false_alarm: o.MaxFalseAlarm = None,
     max_miss: o.MaxMiss = None,
     ablate: o.Ablate = False,
-    adapt_steps: o.AblationSteps = 0,
+    adapt_steps: o.AblationSteps = None,
     json_file: o.JsonFile = None,
     report_file: o.ReportFile = None,
     device: DeviceOption = None,
@@ -344,6 +348,8 @@ def evaluate(
 
         if (model is None) == (scores is None):
             raise SettingsError("give one of --model FILE, to score the images now, and --scores FILE, which cmg score wrote")
+        if adapt_steps is not None and not ablate:
+            raise SettingsError("--adapt-steps is for the models that --ablate fits; give it with --ablate")
         must_be_writable(json_file, "--json", read=(model, scores, labels))
         must_be_writable(report_file, "--report", read=(model, scores, labels))
         options = given(allow_missing=allow_missing or None, exhibits=None if report_file is None else page.EXHIBITS)
@@ -355,7 +361,7 @@ def evaluate(
             if images is None:
                 raise SettingsError("--model scores the images now; give their directory with --images")
             options |= given(batch_size=batch_size)
-            steps = adapt_steps if ablate else None
+            steps = (adapt_steps or 0) if ablate else None
             with progress_bar() as progress, telling_if_interrupted("to evaluate in steps: cmg score --out FILE --resume, then cmg eval --scores FILE"):
                 content = audit.audit_model(model, images, labels, options, command=sys.argv[1:], ablate=steps, progress=progress, **given(device=device))
         content = replace(content, gates=report.gates(content.result, min_auroc=min_auroc, max_false_alarm=max_false_alarm, max_miss=max_miss))

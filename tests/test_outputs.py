@@ -96,7 +96,7 @@ def test_names_that_are_long_or_not_unicode_go_all_the_way(small_line, model_fil
     assert len(list(maps.iterdir())) == 2 * 2 * len(names)
     suite = ElementTree.parse(junit).getroot()[0]
     assert len(suite) == 2 * len(names) and {case.get("name") for case in suite} >= {r"caf\xe9.png", "x" * 251 + ".png"}
-    assert r"caf\\xe9.png" in summary.read_text(encoding="utf-8")
+    assert r"\\x" in summary.read_text(encoding="utf-8")  # of the names that are no Unicode at least two are among the ten that it shows
     run = cmg_here("eval", "--scores", out, "--images", parts, "--report", report)
     assert run.returncode == 0, run.err
     assert r"caf\xe9.png" in report.read_text(encoding="utf-8")
