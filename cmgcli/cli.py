@@ -23,13 +23,14 @@ from cmgcli.console import (
     given,
     inputs,
     make_directory,
-    must_be_in_a_directory,
+    must_be_writable,
     output,
     parse_keep,
     progress_bar,
     reported,
     say,
     start_messages,
+    telling_if_interrupted,
     timed,
     training_state,
 )
@@ -133,7 +134,7 @@ def fit(
         )  # fmt: skip
         if images is None and not print_config:
             raise SettingsError("cmg fit learns from a directory of good images; give it with --images DIR")
-        must_be_in_a_directory(out, "--out")
+        must_be_writable(out, "--out", read=(captions, config))
         with timed("importing torch"):
             from cmgcli import pipeline
 
@@ -200,24 +201,29 @@ def score(
         served = gates | {"--junit": junit, "--summary": summary, "--explain": explain, "--explain-all": explain_all, "--defects": defects}
         check_options(zero_shot, model, fitted=served, unfitted={"--caption": caption, "--encoder": encoder})
         limits = limits_of(fail_on_anomaly=fail_on_anomaly, max_anomalies=max_anomalies)
-        must_be_in_a_directory(junit, "--junit")
-        must_be_in_a_directory(summary, "--summary")
         if resume and out is None:
             raise SettingsError("--resume goes on in a file; give it with --out")
         if explain_all and explain is None:
             raise SettingsError("--explain-all says which images --explain takes; give --explain DIR too")
-        lookup, files = _lookup(captions, images), inputs(paths, nul=null)
+        if images is not None and captions is None:
+            raise SettingsError("--images says where the paths of a caption file begin; give it with --captions, and what to score without an option")
+        if null and paths != ["-"]:
+            raise SettingsError("-0 says how paths end on standard input; give - as the only path")
+        files = inputs(paths, nul=null)
+        for path, option in ((out, "--out"), (junit, "--junit"), (summary, "--summary")):
+            must_be_writable(path, option, read=(model, captions, defects, *_named_alike(path, files)))
+        lookup = _lookup(captions, images)
         jsonl, kind = style is o.Format.jsonl, rows.Row if defects is None else rows.NamedRow
+        phrases = _phrases(defects)
+        for directory, option in ((maps, "--maps"), (explain, "--explain")):
+            if directory is not None:
+                make_directory(directory, option, read=paths)
         if zero_shot:
             options = given(caption=caption, encoder=encoder, device=device, batch_size=batch_size)
-            score_unfitted(files, lookup, out=out, jsonl=jsonl, resume=resume, maps=maps and make_directory(maps), **options)
+            score_unfitted(files, lookup, out=out, jsonl=jsonl, resume=resume, maps=maps, **options)
             return
-        phrases = _phrases(defects)
         done = rows.resume_scores(out, jsonl=jsonl, kind=kind) if resume else ()
         files = rows.rest_of(files, done)
-        for directory in (maps, explain):
-            if directory is not None:
-                make_directory(directory)
         fitted = _load(model, device)
         from cmgcli.scoring import TileWork, score_files
 
@@ -235,6 +241,8 @@ def score(
         found = score_files(fitted, files, lookup, done=done, maps=maps, live=paths == ["-"], work=work, **extras)
         with output(out, append=bool(done)) as stream, timed("scoring"):
             _write(found, rows.row_writer(stream, kind, header=not done, jsonl=jsonl), tally, out)
+        if paths == ["-"] and not tally.images:
+            say(f"no path came from standard input; expected one a line{', or NUL-separated' if null else ''}")
         if work.sentence:
             say(work.sentence)
         if watch is not None and watch.alarm is None:
@@ -242,6 +250,11 @@ def score(
         if explain is not None and not explain_all and not tally.anomalies:
             say("no image is anomalous, so there is nothing to explain; --explain-all explains the others too")
         _conclude(tally.verdict(limits, fail_on_drift=fail_on_drift), fitted, began, junit, summary)
+
+
+def _named_alike(path: Path | None, files: Iterable[str]) -> list[str]:
+    """Those of the listed images that have the name of a file to write, and so might be it; what comes from a pipe is not known yet."""
+    return [file for file in files if Path(file).name == path.name] if path is not None and isinstance(files, list) else []
 
 
 def _lookup(captions: Path | None, images: Path | None) -> dict[Path, str] | None:
@@ -332,13 +345,13 @@ def mask(
             captions=captions, caption=caption, encoder=encoder, relevance=relevance, keep=parse_keep(keep), device=device,
             batch_size=batch_size, allow_missing=allow_missing or None,
         )  # fmt: skip
-        make_directory(out)
-        must_be_in_a_directory(contact_sheet, "--contact-sheet")
+        make_directory(out, "--out", read=(images,))
+        must_be_writable(contact_sheet, "--contact-sheet", read=(captions,))
         with timed("importing torch"):
             from cmgcli import masking, pipeline
 
         results = pipeline.mask(images, **options)
-        with output(out / "summary.csv") as stream, timed("masking"):
+        with output(out / "summary.csv") as stream, timed("masking"), telling_if_interrupted(f"{out / 'summary.csv'} has a row of each image that was done"):
             masked = masking.write_masks(results, out, stream, contact_sheet=contact_sheet)
         for sentence in (f"wrote {out / 'summary.csv'}", *masked.sentences):
             say(sentence)
@@ -358,7 +371,7 @@ def evaluate(
     max_false_alarm: o.MaxFalseAlarm = None,
     max_miss: o.MaxMiss = None,
     ablate: o.Ablate = False,
-    adapt_steps: o.AblationSteps = 0,
+    adapt_steps: o.AblationSteps = None,
     stress: o.StressOption = False,
     stress_images: o.StressImages = None,
     json_file: o.JsonFile = None,
@@ -380,8 +393,10 @@ def evaluate(
             raise SettingsError("give one of --model FILE, to score the images now, and --scores FILE, which cmg score wrote")
         if stress_images is not None and not stress:
             raise SettingsError("--stress-images says how many images --stress takes; give --stress too")
-        must_be_in_a_directory(json_file, "--json")
-        must_be_in_a_directory(report_file, "--report")
+        if adapt_steps is not None and not ablate:
+            raise SettingsError("--adapt-steps is for the models that --ablate fits; give it with --ablate")
+        must_be_writable(json_file, "--json", read=(model, scores, labels, defects))
+        must_be_writable(report_file, "--report", read=(model, scores, labels, defects))
         options = given(allow_missing=allow_missing or None, exhibits=None if report_file is None else page.EXHIBITS)
         if model is None:
             if ablate:
@@ -395,9 +410,9 @@ def evaluate(
             if images is None:
                 raise SettingsError("--model scores the images now; give their directory with --images")
             options |= given(batch_size=batch_size, phrases=_phrases(defects))
-            steps = adapt_steps if ablate else None
+            steps = (adapt_steps or 0) if ablate else None
             extras = given(stress=stress, stress_images=stress_images, device=device)
-            with progress_bar() as progress:
+            with progress_bar() as progress, telling_if_interrupted("to evaluate in steps: cmg score --out FILE --resume, then cmg eval --scores FILE"):
                 content = audit.audit_model(model, images, labels, options, command=sys.argv[1:], ablate=steps, progress=progress, **extras)
         content = replace(content, gates=report.gates(content.result, min_auroc=min_auroc, max_false_alarm=max_false_alarm, max_miss=max_miss))
         _publish(content, json_file, report_file)

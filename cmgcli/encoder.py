@@ -244,14 +244,14 @@ def load_encoder(name: str = "builtin", *, device: str = "auto") -> Encoder:
     elif "/" in name:
         architecture, pretrained = name.split("/", 1)
     else:
-        raise EncoderError(f"encoder {name}: expected builtin, NAME/TAG, NAME@FILE or local-dir:DIR{_suggest(name)}")
+        raise EncoderError(f"encoder {name}: expected builtin, NAME/TAG, NAME@FILE or local-dir:DIR{_suggest(name, ['builtin', *open_clip.list_models()])}")
     if pretrained is not None and architecture not in open_clip.list_models():
-        raise EncoderError(f"encoder {name}: open_clip knows no model {architecture}{_suggest(architecture)}")
+        raise EncoderError(f"encoder {name}: open_clip knows no model {architecture}{_suggest(architecture, open_clip.list_models())}")
     quick_gelu = False  # the activation that some weights were trained with; the wrong one would only be warned of
     if pretrained is not None and "@" not in name:
         tags = open_clip.list_pretrained_tags_by_model(architecture)
         if pretrained not in tags:
-            raise EncoderError(f"encoder {name}: no weights named {pretrained}; {architecture} has {', '.join(tags) or 'none'}")
+            raise EncoderError(f"encoder {name}: no weights named {pretrained}; {architecture} has {', '.join(tags) or 'none'}{_suggest(pretrained, tags)}")
         quick_gelu = bool(open_clip.get_pretrained_cfg(architecture, pretrained).get("quick_gelu"))
     try:
         with quiet_open_clip():
@@ -280,10 +280,8 @@ def quiet_open_clip() -> Iterator[None]:
         root.setLevel(level)
 
 
-def _suggest(architecture: str) -> str:
-    import open_clip
-
-    near = difflib.get_close_matches(architecture, open_clip.list_models(), n=1)
+def _suggest(name: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 

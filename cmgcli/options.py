@@ -152,7 +152,7 @@ Seed = Annotated[Optional[int], typer.Option(help="Same seed, same model.", show
 
 # ---- score
 
-Paths = Annotated[list[str], typer.Argument(help="Images, directories or globs; - reads paths from standard input.", show_default=False)]
+Paths = Annotated[list[str], typer.Argument(metavar="PATH", help="Images, directories or globs; - reads paths from standard input.", show_default=False)]
 ScoreCaptions = Annotated[
     Optional[Path],
     typer.Option(help="Caption file; an image without a caption is judged by the stored one that fits best.", rich_help_panel=INPUT),
@@ -230,12 +230,13 @@ Labels = Annotated[
     Optional[Path],
     typer.Option(help="Dataset file with a label column, and mask where pixels are judged.", show_default="folder layout", rich_help_panel=INPUT),
 ]
-MinAuroc = Annotated[Optional[float], typer.Option(help="Exit with 1 if the image AUROC is lower.", rich_help_panel=GATES)]
-MaxFalseAlarm = Annotated[Optional[float], typer.Option(help="Exit with 1 if a larger share of the good images is flagged.", rich_help_panel=GATES)]
-MaxMiss = Annotated[Optional[float], typer.Option(help="Exit with 1 if a larger share of the bad images is missed.", rich_help_panel=GATES)]
+MinAuroc = Annotated[Optional[float], typer.Option(min=0, max=1, help="Exit with 1 if the image AUROC is lower.", rich_help_panel=GATES)]
+MaxFalseAlarm = Annotated[Optional[float], typer.Option(min=0, max=1, help="Exit with 1 if a larger share of the good images is flagged, such as 0.05.", rich_help_panel=GATES)]
+MaxMiss = Annotated[Optional[float], typer.Option(min=0, max=1, help="Exit with 1 if a larger share of the bad images is missed, such as 0.1.", rich_help_panel=GATES)]
 Ablate = Annotated[bool, typer.Option("--ablate", help="Also fit and evaluate baseline, +CMER, +CMLE and CMG.", rich_help_panel=METHOD)]
 AblationSteps = Annotated[
-    int, typer.Option(min=0, help="With --ablate: also each with the defect head, trained for so many steps.", rich_help_panel=METHOD)
+    Optional[int],
+    typer.Option(min=0, help="With --ablate: also each with the defect head, trained for so many steps.", show_default="0", rich_help_panel=METHOD),
 ]
 StressOption = Annotated[
     bool,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import chain, islice
 from pathlib import Path
 
 from cmgcli.explain import explain
@@ -52,7 +53,12 @@ def score_files(
 ) -> Iterator[Row]:
     """`Model.inspect`, with the pictures of an image on disk before its row comes.
 
+    The last digit of a score may depend on the images that share its batch. So a run that goes on starts with the whole batch in
+    which the earlier one ended, and gives the rows that an undisturbed run gives, to the last digit (not where `live`: there the
+    clock makes the batches).
+
     Args:
+        files: those without a row.
         done: rows of an earlier run, whose pictures have their names already.
         maps: directory for the pictures of `pictures.write_map_pictures`; None: none.
         explained: directory for a page on each anomalous image, or on each image where ``explain_all`` says so; see `placard`.
@@ -64,7 +70,10 @@ def score_files(
         if not row.error:
             unused_stem(row.file, used)
     pictured = maps is not None or explained is not None or namer is not None
-    for inspection in model.inspect(files, captions, batch_size=batch_size, live=live, maps=pictured):
+    again = 0 if live else len(done) % model.detector.settings.images_at_once(batch_size)
+    files = chain([row.file for row in done[len(done) - again :]], files)
+    inspections = model.inspect(files, captions, batch_size=batch_size, live=live, maps=pictured)
+    for inspection in islice(inspections, again, None):
         if work is not None and inspection.view is not None:
             work.add(inspection.view)
         if inspection.anomaly_map is not None:
