@@ -22,7 +22,7 @@ from cmgcli.projection import Latent
 
 Module = TypeVar("Module", bound=nn.Module)
 
-FORMAT = 3
+FORMAT = 4
 PACKAGES = ("cmgcli", "torch", "open_clip_torch", "numpy")
 
 

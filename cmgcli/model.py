@@ -52,7 +52,7 @@ class Model:
             CheckpointError: a damaged file, or the encoder's weights are no longer the ones of the fit.
         """
         detector = checkpoint.load(Path(path))
-        encoder = load_encoder(detector.settings.encoder, device=device)
+        encoder = load_encoder(detector.settings.encoder, device=device, precision=detector.settings.encoder_precision)
         if encoder.sha256 != detector.settings.encoder_sha256:
             raise CheckpointError(
                 f"{path} was fitted with other weights of encoder {encoder.name} (expected {detector.settings.encoder_sha256[:16]}, "

@@ -25,7 +25,7 @@ from cmgcli.cmer import entropy
 from cmgcli.crossfit import cross_fit
 from cmgcli.dataset import Record, read_dataset, training_records
 from cmgcli.detector import Settings
-from cmgcli.encoder import Encoder, load_encoder
+from cmgcli.encoder import Encoder, choose_device, choose_precision, load_encoder
 from cmgcli.errors import DatasetError, ImageError
 from cmgcli.head import DefectHead, fast_bfloat16
 from cmgcli.heldout import drawn_auroc, gather
@@ -127,7 +127,8 @@ def fit(
     records = records_to_fit(read_records(images, captions, caption=caption, allow_missing=allow_missing))
     if not records:
         raise DatasetError(f"{captions or images}: no normal training image; expected rows with split train (or none) and label 0 (or none)")
-    tower = load_encoder(encoder, device=device)
+    device = choose_device(device)
+    tower = load_encoder(encoder, device=device, precision=choose_precision(device))
     settings = Settings(
         encoder=encoder,
         encoder_sha256=tower.sha256,
@@ -145,6 +146,7 @@ def fit(
         projection=check_projection(projection),
         epochs=epochs,
         seed=seed,
+        encoder_precision=tower.precision,
         precision="bfloat16" if fast_bfloat16(tower.device.type) else "float32",
     )
     return fit_records(records, tower, settings, false_alarm=false_alarm, batch_size=batch_size, snapshot=snapshot, progress=progress)
@@ -248,7 +250,8 @@ def mask(
 ) -> Iterator[MaskResult]:
     """Run CMER alone: one result per record, in order. The arguments are those of `fit`."""
     records = read_records(images, captions, caption=caption, allow_missing=allow_missing)
-    tower = load_encoder(encoder, device=device)
+    device = choose_device(device)
+    tower = load_encoder(encoder, device=device, precision=choose_precision(device))
     estimator = choose_relevance(tower, relevance)
     texts = tuple(dict.fromkeys(record.text for record in records))
     number = {text: u for u, text in enumerate(texts)}
