@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -60,7 +60,7 @@ class Model:
             )
         if detector.head is not None:
             detector.head.to(encoder.device)
-        return Model(detector, encoder)
+        return Model(replace(detector, bank=detector.bank.to(encoder.device)), encoder)
 
     def score(self, paths: Iterable[Path | str], captions: Mapping[Path, str] | None = None, *, batch_size: int = BATCH) -> Iterator[Row]:
         """One row per path, in order; see `inspect`."""
