@@ -26,6 +26,7 @@ from cmgcli.console import (
     must_be_in_a_directory,
     output,
     parse_keep,
+    parse_size,
     progress_bar,
     reported,
     say,
@@ -114,6 +115,7 @@ def fit(
     bank_size: o.BankSize = None,
     device: DeviceOption = None,
     batch_size: BatchSize = None,
+    precision: o.PrecisionOption = None,
     seed: o.Seed = None,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -126,7 +128,7 @@ def fit(
         options = given(
             captions=captions, caption=caption, encoder=encoder, false_alarm=false_alarm, calibration=calibration, cmer=cmer, cmle=cmle, adapt=adapt,
             adapt_steps=adapt_steps, relevance=relevance, keep=parse_keep(keep), latent_dim=latent_dim, projection=projection, epochs=epochs, neighbours=neighbours, ridge=ridge,
-            bank_size=bank_size, device=device, batch_size=batch_size, seed=seed, allow_missing=allow_missing or None,
+            bank_size=bank_size, device=device, batch_size=batch_size, precision=precision, seed=seed, allow_missing=allow_missing or None,
         )  # fmt: skip
         if images is None and not print_config:
             raise SettingsError("cmg fit learns from a directory of good images; give it with --images DIR")
@@ -171,6 +173,8 @@ def score(
     max_anomalies: o.MaxAnomalies = None,
     watch_drift: o.WatchDrift = False,
     fail_on_drift: o.FailOnDrift = False,
+    engine: o.EngineOption = o.Engine.local,
+    address: o.Address = None,
     device: DeviceOption = None,
     batch_size: BatchSize = None,
     quiet: o.Quiet = False,
@@ -191,6 +195,10 @@ def score(
         must_be_in_a_directory(summary, "--summary")
         if resume and out is None:
             raise SettingsError("--resume goes on in a file; give it with --out")
+        if engine is o.Engine.ray and maps is not None:
+            raise SettingsError("--engine ray writes rows, no pictures; leave out --maps, or score with --engine local")
+        if engine is o.Engine.local and address is not None:
+            raise SettingsError("--address is where the cluster of --engine ray is; give both or neither")
         lookup, files = _lookup(captions, images), inputs(paths, nul=null)
         jsonl = style is o.Format.jsonl
         done = rows.resume_scores(out, jsonl=jsonl) if resume else ()
@@ -204,7 +212,12 @@ def score(
         tally = Tally(keep=junit is not None or summary is not None, watch=watch)
         for row in done:
             tally.add(row)
-        found = score_files(fitted, files, lookup, done=done, maps=maps, live=paths == ["-"], **given(batch_size=batch_size))
+        if engine is o.Engine.ray:
+            from cmgcli.engine_ray import score_on_ray
+
+            found = score_on_ray(model, files, lookup, **given(address=address, device=device, batch_size=batch_size))
+        else:
+            found = score_files(fitted, files, lookup, done=done, maps=maps, live=paths == ["-"], **given(batch_size=batch_size))
         with output(out, append=bool(done)) as stream, timed("scoring"):
             _write(found, rows.row_writer(stream, header=not done, jsonl=jsonl), tally, out)
         if watch is not None and watch.alarm is None:
@@ -305,6 +318,29 @@ def mask(
         if masked.unreadable:
             fail(f"{masked.unreadable} images could not be read; see the column error")
             raise typer.Exit(SOME_UNREADABLE)
+
+
+@app.command()
+def export(
+    model: o.ModelFile,
+    size: o.ImageSize,
+    out: o.GraphOut = Path("model.onnx"),
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Write a model as one ONNX graph, image in, score and anomaly map out, that runs without torch.
+
+    Example: cmg export --model model.cmg --size 256x256 --out model.onnx
+    """
+    with reported():
+        shape = parse_size(size)
+        must_be_in_a_directory(out, "--out")
+        fitted = _load(model, o.Device.cpu)
+        from cmgcli.export import export_onnx
+
+        with timed("exporting"):
+            export_onnx(fitted, out, size=shape)
+        say(f"wrote {out}: images of {shape[0]} x {shape[1]}, {len(fitted.detector.language.captions)} captions")
 
 
 @app.command("eval")

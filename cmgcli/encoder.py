@@ -192,11 +192,15 @@ def choose_device(device: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
-def choose_precision(device: str) -> str:
-    """The precision to encode images with on a device: bfloat16 on a processor that is fast at it, else float32.
+def choose_precision(device: str, precision: str | None = None) -> str:
+    """The precision asked for; by default, bfloat16 on a processor that is fast at it, else float32.
 
     On a GPU the kernel, and with it the rounding, changes with the size of the batch: in bfloat16 a score would.
     """
+    if precision not in (None, "float32", "bfloat16"):
+        raise EncoderError(f"precision: expected float32 or bfloat16, got {precision!r}")
+    if precision is not None:
+        return precision
     return "bfloat16" if device == "cpu" and native_bfloat16() else "float32"
 
 

@@ -100,6 +100,7 @@ def fit(
     projection: str = "closed",
     epochs: int = 300,
     batch_size: int = BATCH,
+    precision: str | None = None,
     seed: int = 0,
     allow_missing: bool = False,
     snapshot: Path | None = None,
@@ -119,6 +120,8 @@ def fit(
         keep: share of patches that CMER keeps, or auto. neighbours, ridge: see `cmle.structure_matrix`.
         bank_size: patches in memory. latent_dim: truncates the guided space; None keeps all directions.
         projection: closed (the closed form), or a linear or mlp projection trained for so many epochs; see `projection`.
+        precision: of the large matrix products of encoder and head, float32 or bfloat16; None: bfloat16 where the machine is fast at it. It is
+            stored in the model, so that every machine scores alike.
         snapshot: a file for the state of the trainings; a fit broken off goes on from it. None keeps no state.
         progress: called with a stage, what is done of it and its total.
     Raises:
@@ -128,7 +131,7 @@ def fit(
     if not records:
         raise DatasetError(f"{captions or images}: no normal training image; expected rows with split train (or none) and label 0 (or none)")
     device = choose_device(device)
-    tower = load_encoder(encoder, device=device, precision=choose_precision(device))
+    tower = load_encoder(encoder, device=device, precision=choose_precision(device, precision))
     settings = Settings(
         encoder=encoder,
         encoder_sha256=tower.sha256,
@@ -147,7 +150,7 @@ def fit(
         epochs=epochs,
         seed=seed,
         encoder_precision=tower.precision,
-        precision="bfloat16" if fast_bfloat16(tower.device.type) else "float32",
+        precision=precision or ("bfloat16" if fast_bfloat16(device) else "float32"),
     )
     return fit_records(records, tower, settings, false_alarm=false_alarm, batch_size=batch_size, snapshot=snapshot, progress=progress)
 

@@ -63,13 +63,13 @@ class Block(nn.Module):
         self.rise, self.fall = nn.Linear(width, inner), nn.Linear(inner, width)
         self.scale_1, self.scale_2 = (nn.Parameter(torch.ones(width)) if scaled else None for _ in range(2))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """See the class. mask: (..., L) bool, False for the tokens that none looks at."""
         batch, length, width = x.shape
         dtype = self.qkv.weight.dtype
         joint = self.qkv(self.ln_1(x).to(dtype)).view(batch, length, 3, self.heads, width // self.heads)
         query, key, value = joint.permute(2, 0, 3, 1, 4)  # each (B, heads, L, W / heads)
-        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(batch, length, width)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).reshape(batch, length, width)
         x = x + _scaled(self.out(mixed), self.scale_1)
         return x + _scaled(self.fall(self.activation(self.rise(self.ln_2(x).to(dtype)))), self.scale_2)
 
@@ -105,19 +105,22 @@ class Tower(nn.Module):
 
     def forward(self, pixels: Tensor, index: Tensor | None = None, layers: Sequence[int] = ()) -> TowerOutput:
         """One pass over the patches that ``index`` (B, K) int64 names, row by row, and the class token; None keeps all ``P``."""
+        x, seen = self.tokens(pixels, index), {}
+        for number, block in enumerate(self.blocks):
+            x = block(x)
+            if number in layers:
+                seen[number] = x[:, 1:]
+        return self._read_out(x, tuple(seen[layer] for layer in layers))
+
+    def tokens(self, pixels: Tensor, index: Tensor | None = None) -> Tensor:
+        """What goes into the first block: (B, 1 + K, W), the class token first."""
         patches = F.unfold(pixels, self.patch, stride=self.patch).transpose(1, 2)  # (B, P, 3 * patch^2)
         places = self.positional_embedding[1:]  # (P, W)
         if index is not None:
             patches = patches.gather(1, index.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
             places = places[index]
         first = (self.class_embedding + self.positional_embedding[0]).expand(len(pixels), 1, -1)
-        x = self.ln_pre(torch.cat([first, self.embed(patches) + places], dim=1))  # (B, 1 + K, W)
-        seen = {}
-        for number, block in enumerate(self.blocks):
-            x = block(x)
-            if number in layers:
-                seen[number] = x[:, 1:]
-        return self._read_out(x, tuple(seen[layer] for layer in layers))
+        return self.ln_pre(torch.cat([first, self.embed(patches) + places], dim=1))
 
     def _read_out(self, x: Tensor, layers: tuple[Tensor, ...]) -> TowerOutput:
         normed = self.ln_post(x)

@@ -25,7 +25,7 @@ ENGINES = {
     ),
     cli.score: (
         model.Model.inspect,
-        {"model", "images", "null", "out", "style", "resume", "junit", "summary", "fail_on_anomaly", "max_anomalies", "watch_drift", "fail_on_drift", "device"},
+        {"model", "images", "null", "out", "style", "resume", "junit", "summary", "fail_on_anomaly", "max_anomalies", "watch_drift", "fail_on_drift", "engine", "address", "device"},
         {"self", "live"},
     ),
 }

@@ -17,7 +17,7 @@ FLOORS = (
     {"console"},
     {"audit"},
     {"evaluation", "page", "masking"},
-    {"pipeline", "charts", "scored", "scoring"},
+    {"pipeline", "charts", "scored", "scoring", "export", "engine_ray"},
     {"crossfit"},
     {"heldout", "learn"},
     {"looks"},
