@@ -164,7 +164,7 @@ class Inspector(nn.Module):
         if self.head is not None:
             tokens = whole.layers[-1].transpose(1, 2).unflatten(2, self.grid)  # (1, W, h, w)
             head_score, head_map = self.head(channels, tokens, kept.view(self.grid))
-        parts = torch.stack([self._image_score(F.normalize(seen.embedding[0], dim=0), caption), _top_mean(distances, kept, TOP_SHARE), head_score.double()])
+        parts = torch.stack([self._image_score(F.normalize(seen.embedding[0], dim=0), caption), _top_mean(distances, kept, TOP_SHARE).double(), head_score.double()])
         z = (parts - self.blend_location) / self.blend_scale
         score = (self.blend_weight * (z.clamp(min=0) + (1 + (-z.abs()).exp()).log())).sum().float()
         return score, self.thresholds.index_select(0, caption.view(1))[0], self._map(distances, kept, head_map)
@@ -276,13 +276,19 @@ def grown(core: Tensor) -> Tensor:
     height, width = core.shape
     padded = F.pad(core.float()[None], (2, 2, 2, 2))
     closed = -F.max_pool2d(-F.max_pool2d(padded, 3, 1, 1), 3, 1, 1)
-    free = 1 - closed
-    outside = F.pad(torch.zeros_like(free)[:, 1:-1, 1:-1], (1, 1, 1, 1), value=1.0) * free
-    for _ in range(height * width // 2 + height + width):  # as long as a way through the grid can be
-        reached = torch.maximum(F.max_pool2d(outside, (3, 1), 1, (1, 0)), F.max_pool2d(outside, (1, 3), 1, (0, 1)))
-        outside = reached * free
-    filled = torch.maximum(closed, 1 - outside)
+    free = (1 - closed).flatten()
+    steps = _steps(height + 4, width + 4) * free * free.unsqueeze(1)  # 1 where one place is reached from another
+    for _ in range(int(np.ceil(np.log2(len(free))))):  # each time by ways twice as long
+        steps = (steps @ steps).clamp(max=1)
+    filled = torch.maximum(closed, 1 - steps[0].view_as(closed))
     return F.max_pool2d(filled, 3, 1, 1)[0, 2:-2, 2:-2] > 0.5
+
+
+def _steps(height: int, width: int) -> Tensor:
+    """(n, n) float32 for the ``n`` places of a grid: 1 for a place with itself and with those beside, above and below it."""
+    rows, columns = np.divmod(np.arange(height * width), width)
+    apart = np.abs(rows[:, None] - rows) + np.abs(columns[:, None] - columns)
+    return torch.from_numpy((apart <= 1).astype(np.float32))
 
 
 def masked_pass(tower: Tower, pixels: Tensor, kept: Tensor, layers: tuple[int, ...]) -> TowerOutput:
