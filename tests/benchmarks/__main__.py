@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks [--json FILE] [--encoders builtin ViT-B-16] [--images 48] [--rounds 3] [--memory 200 800] [start units precision memory]
 
-The defaults take a few minutes on two cores; the sizes of a long run are `--images 500 --memory 500 5000 50000`. Times of
-one kind are taken in turns and the least counts, so that ratios hold on a busy machine, which the times themselves do not.
+The defaults take a few minutes on two cores; the sizes of a long run are `--images 500 --memory 500 5000 50000`. Times are
+processor seconds, taken in turns, and the least counts, so that ratios hold on a busy machine.
 """
 
 from __future__ import annotations
