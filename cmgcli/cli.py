@@ -26,6 +26,7 @@ from cmgcli.console import (
     must_be_writable,
     output,
     parse_keep,
+    parse_size,
     progress_bar,
     reported,
     say,
@@ -118,6 +119,7 @@ def fit(
     bank_size: o.BankSize = None,
     device: DeviceOption = None,
     batch_size: BatchSize = None,
+    precision: o.PrecisionOption = None,
     seed: o.Seed = None,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -130,7 +132,7 @@ def fit(
         options = given(
             captions=captions, caption=caption, encoder=encoder, false_alarm=false_alarm, calibration=calibration, cmer=cmer, cmle=cmle, adapt=adapt,
             adapt_steps=adapt_steps, relevance=relevance, keep=parse_keep(keep), latent_dim=latent_dim, projection=projection, epochs=epochs, neighbours=neighbours, ridge=ridge,
-            bank_size=bank_size, tile=tile, overlap=overlap, device=device, batch_size=batch_size, seed=seed, allow_missing=allow_missing or None,
+            bank_size=bank_size, tile=tile, overlap=overlap, device=device, batch_size=batch_size, precision=precision, seed=seed, allow_missing=allow_missing or None,
         )  # fmt: skip
         if images is None and not print_config:
             raise SettingsError("cmg fit learns from a directory of good images; give it with --images DIR")
@@ -181,6 +183,8 @@ def score(
     max_anomalies: o.MaxAnomalies = None,
     watch_drift: o.WatchDrift = False,
     fail_on_drift: o.FailOnDrift = False,
+    engine: o.EngineOption = o.Engine.local,
+    address: o.Address = None,
     device: DeviceOption = None,
     batch_size: BatchSize = None,
     quiet: o.Quiet = False,
@@ -199,6 +203,7 @@ def score(
         began = datetime.now().astimezone()
         gates = {"--fail-on-anomaly": fail_on_anomaly, "--max-anomalies": max_anomalies, "--watch-drift": watch_drift, "--fail-on-drift": fail_on_drift}
         served = gates | {"--junit": junit, "--summary": summary, "--explain": explain, "--explain-all": explain_all, "--defects": defects}
+        served |= {"--engine ray": engine is o.Engine.ray, "--address": address}
         check_options(zero_shot, model, fitted=served, unfitted={"--caption": caption, "--encoder": encoder})
         limits = limits_of(fail_on_anomaly=fail_on_anomaly, max_anomalies=max_anomalies)
         if resume and out is None:
@@ -209,6 +214,10 @@ def score(
             raise SettingsError("--images says where the paths of a caption file begin; give it with --captions, and what to score without an option")
         if null and paths != ["-"]:
             raise SettingsError("-0 says how paths end on standard input; give - as the only path")
+        if engine is o.Engine.ray and (maps or explain):
+            raise SettingsError(f"--engine ray writes rows, no pictures; leave out {'--maps' if maps else '--explain'}, or score with --engine local")
+        if engine is o.Engine.local and address is not None:
+            raise SettingsError("--address is where the cluster of --engine ray is; give both or neither")
         files = inputs(paths, nul=null)
         for path, option in ((out, "--out"), (junit, "--junit"), (summary, "--summary")):
             must_be_writable(path, option, read=(model, captions, defects, *_named_alike(path, files)))
@@ -231,14 +240,14 @@ def score(
         tally = Tally(keep=junit is not None or summary is not None, watch=watch)
         for row in done:
             tally.add(row)
-        namer = None
-        if phrases is not None:
-            from cmgcli.naming import Namer
-
-            namer = Namer(fitted.encoder, phrases)
         work = TileWork()
-        extras = given(namer=namer, explained=explain, explain_all=explain_all, batch_size=batch_size)
-        found = score_files(fitted, files, lookup, done=done, maps=maps, live=paths == ["-"], work=work, **extras)
+        if engine is o.Engine.ray:
+            from cmgcli.engine_ray import score_on_ray
+
+            found = score_on_ray(model, files, lookup, **given(phrases=phrases, address=address, device=device, batch_size=batch_size))
+        else:
+            extras = given(phrases=phrases, explained=explain, explain_all=explain_all, batch_size=batch_size)
+            found = score_files(fitted, files, lookup, done=done, maps=maps, live=paths == ["-"], work=work, **extras)
         with output(out, append=bool(done)) as stream, timed("scoring"):
             _write(found, rows.row_writer(stream, kind, header=not done, jsonl=jsonl), tally, out)
         if paths == ["-"] and not tally.images:
@@ -358,6 +367,29 @@ def mask(
         if masked.unreadable:
             fail(f"{masked.unreadable} images could not be read; see the column error")
             raise typer.Exit(SOME_UNREADABLE)
+
+
+@app.command()
+def export(
+    model: o.ModelFile,
+    size: o.ImageSize,
+    out: o.GraphOut = Path("model.onnx"),
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Write a model as one ONNX graph, image in, score and anomaly map out, that runs without torch.
+
+    Example: cmg export --model model.cmg --size 256x256 --out model.onnx
+    """
+    with reported():
+        shape = parse_size(size)
+        must_be_writable(out, "--out", read=(model,))
+        fitted = _load(model, o.Device.cpu)
+        from cmgcli.export import export_onnx
+
+        with timed("exporting"):
+            export_onnx(fitted, out, size=shape)
+        say(f"wrote {out}: images of {shape[0]} x {shape[1]}, {len(fitted.detector.language.captions)} captions")
 
 
 @app.command("eval")

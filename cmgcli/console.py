@@ -181,6 +181,14 @@ def parse_keep(keep: str | None) -> float | str | None:
         raise SettingsError(f"--keep: expected auto or a share such as 0.4, got {keep!r}") from error
 
 
+def parse_size(size: str) -> tuple[int, int]:
+    """What --size says: height and width; SettingsError for anything else."""
+    height, _, width = size.lower().partition("x")
+    if not (height.isascii() and height.isdigit() and width.isascii() and width.isdigit() and int(height) and int(width)):
+        raise SettingsError(f"--size: expected height and width such as 480x640, got {size!r}")
+    return int(height), int(width)
+
+
 @contextmanager
 def output(path: Path | None, *, append: bool = False) -> Iterator[Any]:
     """The text stream to write to: a new file, the end of an old one, or stdout."""

@@ -47,6 +47,7 @@ class Settings:
     projection: str  # closed, linear or mlp
     epochs: int  # of a trained projection
     seed: int
+    encoder_precision: str  # of the matrix products that encode images: bfloat16 where the processor that fitted is fast at it, else float32
     precision: str  # of the head's convolutions: bfloat16 where the machine that fitted is fast at it, else float32
 
     def images_at_once(self, batch_size: int) -> int:

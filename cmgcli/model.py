@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -54,7 +54,7 @@ class Model:
             CheckpointError: a damaged file, or the encoder's weights are no longer the ones of the fit.
         """
         detector = checkpoint.load(Path(path))
-        encoder = load_encoder(detector.settings.encoder, device=device)
+        encoder = load_encoder(detector.settings.encoder, device=device, precision=detector.settings.encoder_precision)
         if encoder.sha256 != detector.settings.encoder_sha256:
             raise CheckpointError(
                 f"{path} was fitted with other weights of encoder {encoder.name} (expected {detector.settings.encoder_sha256[:16]}, "
@@ -62,7 +62,7 @@ class Model:
             )
         if detector.head is not None:
             detector.head.to(encoder.device)
-        return Model(detector, encoder)
+        return Model(replace(detector, bank=detector.bank.to(encoder.device)), encoder)
 
     def score(self, paths: Iterable[Path | str], captions: Mapping[Path, str] | None = None, *, batch_size: int = BATCH) -> Iterator[Row]:
         """One row per path, in order; see `inspect`."""

@@ -49,6 +49,20 @@ class Projection(str, Enum):
     mlp = "mlp"
 
 
+class Engine(str, Enum):
+    """What runs a scoring."""
+
+    local = "local"
+    ray = "ray"
+
+
+class Precision(str, Enum):
+    """What matrices are multiplied in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
 class Format(str, Enum):
     """How rows are written."""
 
@@ -148,6 +162,10 @@ Epochs = Annotated[Optional[int], typer.Option(min=1, help="Passes over the imag
 Neighbours = Annotated[Optional[int], typer.Option(min=0, help="Nearest captions that explain a caption.", show_default="4", rich_help_panel=METHOD)]
 Ridge = Annotated[Optional[float], typer.Option(min=0, help="How evenly they share the weight.", show_default="0.05", rich_help_panel=METHOD)]
 BankSize = Annotated[Optional[int], typer.Option(min=1, help="Normal patches in memory.", show_default="4096", rich_help_panel=METHOD)]
+PrecisionOption = Annotated[
+    Optional[Precision],
+    typer.Option("--precision", help="Of the large matrix products, stored in the model.", show_default="bfloat16 where the machine is fast at it", rich_help_panel=COMPUTE),
+]
 Seed = Annotated[Optional[int], typer.Option(help="Same seed, same model.", show_default="0", rich_help_panel=COMPUTE)]
 
 # ---- score
@@ -215,6 +233,18 @@ WatchDrift = Annotated[
     bool, typer.Option("--watch-drift", help="Say as soon as the scores show that camera, light or product have changed; wrong in at most 1 of 100 runs.", rich_help_panel=GATES)
 ]
 FailOnDrift = Annotated[bool, typer.Option("--fail-on-drift", help="Watch for drift, and exit with 1 if there is any.", rich_help_panel=GATES)]
+
+EngineOption = Annotated[
+    Engine, typer.Option("--engine", help="local: this process; ray: actors on this machine or a cluster (needs the extra cmgcli[ray]).", rich_help_panel=COMPUTE)
+]
+Address = Annotated[
+    Optional[str], typer.Option(help="With --engine ray: the address of a running cluster, or auto; none starts one on this machine.", rich_help_panel=COMPUTE)
+]
+
+# ---- export
+
+GraphOut = Annotated[Path, typer.Option("--out", help="ONNX file to write.", rich_help_panel=OUTPUT)]
+ImageSize = Annotated[str, typer.Option("--size", metavar="HxW", help="Height and width of the images, such as 480x640; the graph takes no others.", show_default=False, rich_help_panel=INPUT)]
 
 # ---- eval
 

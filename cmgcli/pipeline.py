@@ -25,7 +25,7 @@ from cmgcli.cmer import entropy
 from cmgcli.crossfit import cross_fit
 from cmgcli.dataset import Record, read_dataset, training_records
 from cmgcli.detector import Settings
-from cmgcli.encoder import Encoder, load_encoder
+from cmgcli.encoder import Encoder, choose_device, choose_precision, load_encoder
 from cmgcli.errors import DatasetError, ImageError
 from cmgcli.head import DefectHead, fast_bfloat16
 from cmgcli.heldout import drawn_auroc, gather
@@ -103,6 +103,7 @@ def fit(
     projection: str = "closed",
     epochs: int = 300,
     batch_size: int = BATCH,
+    precision: str | None = None,
     seed: int = 0,
     allow_missing: bool = False,
     snapshot: Path | None = None,
@@ -124,6 +125,8 @@ def fit(
         tile: images larger than so many pixels a side are also seen in tiles of that side, where CMER keeps something; the
             model then scores in the same tiles. overlap: share of a tile that its neighbours see too. None: no tiles.
         projection: closed (the closed form), or a linear or mlp projection trained for so many epochs; see `projection`.
+        precision: of the large matrix products of encoder and head, float32 or bfloat16; None: bfloat16 where the machine is fast at it. It is
+            stored in the model, so that every machine scores alike.
         snapshot: a file for the state of the trainings; a fit broken off goes on from it. None keeps no state.
         progress: called with a stage, what is done of it and its total.
     Raises:
@@ -132,7 +135,8 @@ def fit(
     records = records_to_fit(read_records(images, captions, caption=caption, allow_missing=allow_missing))
     if not records:
         raise DatasetError(f"{captions or images}: no normal training image; expected rows with split train (or none) and label 0 (or none)")
-    tower = load_encoder(encoder, device=device)
+    device = choose_device(device)
+    tower = load_encoder(encoder, device=device, precision=choose_precision(device, precision))
     check_tiling(tile, overlap, tower.image_size // tower.grid[0])
     settings = Settings(
         encoder=encoder,
@@ -153,7 +157,8 @@ def fit(
         projection=check_projection(projection),
         epochs=epochs,
         seed=seed,
-        precision="bfloat16" if fast_bfloat16(tower.device.type) else "float32",
+        encoder_precision=tower.precision,
+        precision=precision or ("bfloat16" if fast_bfloat16(device) else "float32"),
     )
     return fit_records(records, tower, settings, false_alarm=false_alarm, batch_size=batch_size, snapshot=snapshot, progress=progress)
 
@@ -260,7 +265,8 @@ def mask(
 ) -> Iterator[MaskResult]:
     """Run CMER alone: one result per record, in order. The arguments are those of `fit`."""
     records = read_records(images, captions, caption=caption, allow_missing=allow_missing)
-    tower = load_encoder(encoder, device=device)
+    device = choose_device(device)
+    tower = load_encoder(encoder, device=device, precision=choose_precision(device))
     estimator = choose_relevance(tower, relevance)
     texts = tuple(dict.fromkeys(record.text for record in records))
     number = {text: u for u, text in enumerate(texts)}

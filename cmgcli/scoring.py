@@ -10,7 +10,7 @@ from pathlib import Path
 from cmgcli.explain import explain
 from cmgcli.loader import BATCH
 from cmgcli.model import MAP_CALM, MAP_STRANGE, Inspection, Model
-from cmgcli.naming import SEPARATOR, Namer
+from cmgcli.naming import SEPARATOR, Namer, Phrase
 from cmgcli.pictures import unused_stem, write_map_pictures
 from cmgcli.placard import write_placard
 from cmgcli.rows import NamedRow, Row
@@ -46,7 +46,7 @@ def score_files(
     maps: Path | None = None,
     explained: Path | None = None,
     explain_all: bool = False,
-    namer: Namer | None = None,
+    phrases: Sequence[Phrase] | None = None,
     live: bool = False,
     work: TileWork | None = None,
     batch_size: int = BATCH,
@@ -62,9 +62,10 @@ def score_files(
         done: rows of an earlier run, whose pictures have their names already.
         maps: directory for the pictures of `pictures.write_map_pictures`; None: none.
         explained: directory for a page on each anomalous image, or on each image where ``explain_all`` says so; see `placard`.
-        namer: gives rows the defects of the anomalous images, as `rows.NamedRow`.
+        phrases: give rows the defects of the anomalous images, as `rows.NamedRow`; see `naming`.
         work: counts the tiles.
     """
+    namer = None if phrases is None else Namer(model.encoder, phrases)
     used: set[str] = set()
     for row in done:
         if not row.error:

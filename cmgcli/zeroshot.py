@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from cmgcli import defects
 from cmgcli.detector import Blend, fit_blend, top_mean
-from cmgcli.encoder import Encoder, load_encoder
+from cmgcli.encoder import Encoder, choose_device, choose_precision, load_encoder
 from cmgcli.errors import ImageError, SettingsError
 from cmgcli.head import DefectHead, fast_bfloat16, head_map, patch_mask_to
 from cmgcli.loader import BATCH, decoded
@@ -179,7 +179,8 @@ def zero_shot(
     caption_of = {path: text for path, text in given.items() if text is not None}
     if not caption_of:
         raise SettingsError("zero-shot: the prompts are made of a caption, and no image has one; give --caption TEXT, or --captions FILE that names these images")
-    tower = load_encoder(encoder, device=device)
+    device = choose_device(device)
+    tower = load_encoder(encoder, device=device, precision=choose_precision(device))
     head = load_head(tower.width).eval().requires_grad_(False).to(tower.device)
     flat = Blend(np.zeros(3), np.ones(3), np.ones(3) / 3)
     scorer = ZeroShot(tower, head, states_of(tower, tuple(dict.fromkeys(caption_of.values()))), caption_of, {}, flat, np.array([[0.0, 1.0, 0.5]] * 2))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cmgcli.bank import BankBuilder, PatchBank, caption_groups, k_center, sketch
+from tests.benchmarks.coreset import patches as textures
 from tests.benchmarks.coreset import stream
 
 
@@ -80,3 +81,13 @@ def test_captions_that_share_a_group_are_alike():
     text = torch.nn.functional.normalize(points(6, seed=1).repeat_interleave(50, 0) + 0.05 * points(300), dim=1)
     groups = caption_groups(text, 6).view(6, 50)
     assert (groups == groups[:, :1]).all() and len(groups.unique()) == 6
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_shortlist_gives_the_distances_of_the_whole_bank(monkeypatch, native):
+    monkeypatch.setattr("cmgcli.bank.native_bfloat16", lambda: native)
+    features = textures(2000)
+    bank, seen = PatchBank(features, torch.arange(2000) // 500, torch.zeros(2000, 5, dtype=torch.int64)), textures(300, seed=5)
+    found = bank.distances(seen, torch.tensor([3, 1, 3]))
+    rows = torch.cat([features[500:1000], features[1500:]])
+    torch.testing.assert_close(found, torch.cdist(seen, rows).amin(1), atol=1e-4, rtol=0)

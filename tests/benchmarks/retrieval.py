@@ -10,7 +10,8 @@ from types import ModuleType
 
 import torch
 
-from cmgcli.encoder import load_encoder
+from cmgcli.clip import builtin_tokenizer
+from cmgcli.encoder import trained_builtin_model
 
 
 @functools.cache
@@ -25,10 +26,9 @@ def training() -> ModuleType:
 
 def main() -> None:
     train = training()
-    encoder = load_encoder("builtin", device="cpu")
     images, _, captions, pairs = (sum((list(chunk[i]) for chunk in map(train.render_chunk, jobs())), []) for i in range(4))
-    tokens = encoder.tokenizer(captions)
-    top1 = train.retrieval(encoder.model, torch.stack([torch.from_numpy(image) for image in images]), tokens, torch.tensor(pairs))
+    tokens = builtin_tokenizer()(captions)
+    top1 = train.retrieval(trained_builtin_model().eval(), torch.stack([torch.from_numpy(image) for image in images]), tokens, torch.tensor(pairs))
     print(f"caption retrieval among 256, held-out pairs, wording and seeds: top-1 {top1:.3f}")
 
 
