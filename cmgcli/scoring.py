@@ -66,10 +66,7 @@ def score_files(
         work: counts the tiles.
     """
     namer = None if phrases is None else Namer(model.encoder, phrases)
-    used: set[str] = set()
-    for row in done:
-        if not row.error:
-            unused_stem(row.file, used)
+    used = used_stems(done)
     pictured = maps is not None or explained is not None or namer is not None
     again = 0 if live else len(done) % model.detector.settings.images_at_once(batch_size)
     files = chain([row.file for row in done[len(done) - again :]], files)
@@ -80,10 +77,24 @@ def score_files(
         if inspection.anomaly_map is not None:
             stem = unused_stem(inspection.row.file, used)
             if maps is not None:
-                write_map_pictures(maps, stem, inspection.view.image, inspection.anomaly_map, low=MAP_CALM, high=MAP_STRANGE)
+                write_maps(inspection, maps, stem)
             if explained is not None and (explain_all or inspection.row.anomalous):
                 write_placard(explain(model, inspection), explained, stem)
         yield inspection.row if namer is None else _named(namer, inspection)
+
+
+def used_stems(done: Iterable[Row]) -> set[str]:
+    """The names that the pictures of an earlier run's rows have."""
+    used: set[str] = set()
+    for row in done:
+        if not row.error:
+            unused_stem(row.file, used)
+    return used
+
+
+def write_maps(inspection: Inspection, directory: Path, stem: str) -> None:
+    """`pictures.write_map_pictures` of an image that was scored with its map, on the scale of all maps."""
+    write_map_pictures(directory, stem, inspection.view.image, inspection.anomaly_map, low=MAP_CALM, high=MAP_STRANGE)
 
 
 def _named(namer: Namer, inspection: Inspection) -> NamedRow:

@@ -75,15 +75,11 @@ def score_unfitted(
 def _rows(scorer: ZeroShot, files: Sequence[str], done: Sequence[Row], maps: Path | None, batch_size: int | None) -> Iterator[Row]:
     """The rows, each with its pictures on disk before it comes."""
     from cmgcli.console import given
-    from cmgcli.model import MAP_CALM, MAP_STRANGE
-    from cmgcli.pictures import unused_stem, write_map_pictures
+    from cmgcli.pictures import unused_stem
+    from cmgcli.scoring import used_stems, write_maps
 
-    used: set[str] = set()
-    for row in done:
-        if not row.error:
-            unused_stem(row.file, used)
+    used = used_stems(done)
     for inspection in scorer.inspect(files, maps=maps is not None, **given(batch_size=batch_size)):
         if inspection.anomaly_map is not None:
-            stem = unused_stem(inspection.row.file, used)
-            write_map_pictures(maps, stem, inspection.view.image, inspection.anomaly_map, low=MAP_CALM, high=MAP_STRANGE)
+            write_maps(inspection, maps, unused_stem(inspection.row.file, used))
         yield inspection.row

@@ -19,6 +19,7 @@ def test_what_ray_cannot_do_is_said(model_file, small_line, tmp_path, monkeypatc
     image = sorted((small_line / "images").glob("test*"))[0]
     command = ("score", "--model", model_file, image)
     wrong(cmg_here(*command, "--engine", "ray", "--maps", tmp_path / "maps"), "--engine ray", "--maps")
+    wrong(cmg_here(*command, "--engine", "ray", "--explain", tmp_path / "why"), "--engine ray", "--explain")
     wrong(cmg_here(*command, "--address", "auto"), "--address", "--engine ray")
     monkeypatch.setitem(sys.modules, "ray", None)
     run = cmg_here(*command, "--engine", "ray")

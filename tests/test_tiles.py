@@ -1,5 +1,7 @@
 """Tiles: where they lie, that no seam is left, and that a tiny scratch in a large image is found."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -8,11 +10,15 @@ from shell import cmg_here, wrong
 import cmgcli
 from cmgcli.encoder import load_encoder
 from cmgcli.errors import SettingsError
+from cmgcli.explain import evidence, explain
+from cmgcli.export import Inspector
 from cmgcli.head import patch_mask_to
 from cmgcli.images import write_png
 from cmgcli.model import Model
+from cmgcli.naming import Namer, Phrase
+from cmgcli.placard import draw_placard
 from cmgcli.scoring import TileWork
-from cmgcli.tiles import STEP, check_tiling, stitch, tile_boxes, under
+from cmgcli.tiles import STEP, WHOLE, check_tiling, patch_boxes, stitch, tile_boxes, under
 from cmgcli.view import look, look_nearer
 
 CAPTION = "a photo of a steel washer"
@@ -155,3 +161,52 @@ def test_an_image_no_larger_than_a_tile_is_seen_as_a_whole(tiled, tmp_path):
     write_png(tmp_path / "small.png", washer(3)[:192, :150])
     (inspection,) = tiled.inspect([tmp_path / "small.png"], maps=True)
     assert inspection.view.tiles == () and inspection.anomaly_map.shape == (192, 150)
+
+
+def test_patches_lie_in_the_image_where_their_piece_does():
+    assert patch_boxes(WHOLE, (9, 6), (3, 3), np.array([0, 5])).tolist() == [[0, 0, 3, 2], [3, 4, 6, 6]]
+    assert patch_boxes((slice(100, 150), slice(8, 20)), (50, 12), (3, 3), np.array([4, 8])).tolist() == [[116, 12, 134, 16], [133, 16, 150, 20]]
+    assert patch_boxes(WHOLE, (1, 1), (4, 4), np.arange(16)).tolist() == [[0, 0, 1, 1]] * 16
+
+
+@pytest.fixture(scope="module")
+def flagged(tiled, tmp_path_factory):
+    path = tmp_path_factory.mktemp("flagged") / "bad.png"
+    write_png(path, scratched(99))
+    (inspection,) = tiled.inspect([path], maps=True)
+    return inspection
+
+
+def test_the_page_of_a_tiled_image_shows_the_tile_that_decided(tiled, flagged):
+    found = explain(tiled, flagged)
+    places = np.array([place.box for place in found.places])
+    assert ((places[:, :2] <= (193, 220)) & (places[:, 2:] >= (190, 200))).all(axis=1).any()  # the scratch
+    top, left, bottom, right = found.places[0].box
+    rows, columns = found.nearest.box
+    assert found.nearest in found.view.tiles and rows.start <= top < bottom <= rows.stop and columns.start <= left < right <= columns.stop
+    said = evidence(tiled.detector.blend, found.view, flagged.parts)
+    assert len(said.points) == sum(len(tile.patches) for tile in found.view.tiles) and found.places[0].points == said.points.max()
+    assert max(said.distances) == pytest.approx(max(float(one.patch_map.max()) for one in flagged.parts.tiles))
+    taken = found.view.image[top:bottom, left:right]
+    assert np.array_equal(taken, found.nearest.image[top - rows.start : bottom - rows.start, left - columns.start : right - columns.start])
+    whole = draw_placard(replace(found, view=replace(found.view, tiles=())))
+    assert draw_placard(found).shape[0] > whole.shape[0]
+
+
+def test_a_tile_remembers_where_in_the_image_its_patches_are(tiled):
+    boxes = tiled.detector.bank.origins[:, 1:].numpy()
+    assert (boxes[:, :2] >= 0).all() and (boxes[:, 2] <= 384).all() and (boxes[:, 3] <= 768).all() and boxes[:, 2].max() > 192
+    assert ((boxes[:, 2:] - boxes[:, :2]) <= 15).all()
+
+
+def test_defects_are_named_by_the_tiles_that_show_them(tiled, flagged):
+    namer = Namer(tiled.encoder, [Phrase("scratch", "a scratch"), Phrase("stain", "a stain")])
+    assert {defect.name for defect in namer.defects(flagged)} <= {"scratch", "stain"}
+    calm = replace(flagged, anomaly_map=np.minimum(flagged.anomaly_map, -5))
+    assert len(namer.regions(calm)) == 1
+
+
+def test_a_tiled_model_is_exported_for_images_that_need_no_tiles(tiled):
+    with pytest.raises(SettingsError, match="at most 192x192"):
+        Inspector(tiled, (384, 768))
+    Inspector(tiled, (192, 150))
