@@ -81,21 +81,19 @@ def test_bfloat16_is_taken_where_the_processor_multiplies_it(monkeypatch):
     assert choose_precision("cuda") == "float32"
 
 
-def test_scores_in_bfloat16_are_recorded_alike_in_every_batch_and_after_reload(small_line, tmp_path, monkeypatch):
+def test_scores_in_bfloat16_are_recorded_alike_in_every_batch_and_after_reload(small_line, tmp_path):
     """Also on a processor that is slow at it."""
-    monkeypatch.setattr("cmgcli.pipeline.choose_precision", lambda device: "bfloat16")
     metadata = small_line / "metadata.csv"
     captions = caption_lookup(read_dataset(small_line, metadata).records)
     images = sorted((small_line / "images").glob("test*"))
-    model = cmgcli.fit(small_line, metadata, adapt=False, device="cpu")
+    model = cmgcli.fit(small_line, metadata, adapt=False, device="cpu", precision="bfloat16")
     model.save(tmp_path / "m.cmg")
     again = cmgcli.Model.load(tmp_path / "m.cmg", device="cpu")
     assert again.encoder.precision == again.detector.settings.encoder_precision == "bfloat16"
     rows = list(model.score(images, captions))
     for size in (1, 3, 16):
         assert list(again.score(images, captions, batch_size=size)) == rows
-    monkeypatch.setattr("cmgcli.pipeline.choose_precision", lambda device: "float32")
-    exact = list(cmgcli.fit(small_line, metadata, adapt=False, device="cpu").score(images, captions))
+    exact = list(cmgcli.fit(small_line, metadata, adapt=False, device="cpu", precision="float32").score(images, captions))
     assert [row.anomalous for row in exact] == [row.anomalous for row in rows]
     order = [np.argsort(np.argsort([row.score for row in some])) for some in (exact, rows)]
     assert np.corrcoef(*order)[0, 1] > 0.98  # of 12 images two may change places
