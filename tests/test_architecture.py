@@ -13,7 +13,7 @@ PACKAGE = Path(cmgcli.__file__).parent
 FLOORS = (
     {"cli"},
     {"options"},
-    {"config"},
+    {"config", "publish"},
     {"console"},
     {"audit"},
     {"evaluation", "page", "masking", "stressing"},
