@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -41,7 +40,6 @@ from cmgcli.options import AllowMissing, BatchSize, DeviceOption
 if TYPE_CHECKING:
     from cmgcli.model import Model
     from cmgcli.naming import Phrase
-    from cmgcli.page import Page
     from cmgcli.rows import Row
     from cmgcli.verdict import Tally, Verdict
 
@@ -420,6 +418,7 @@ def evaluate(
     """
     with reported():
         from cmgcli import audit, page, report
+        from cmgcli.publish import publish
 
         if (model is None) == (scores is None):
             raise SettingsError("give one of --model FILE, to score the images now, and --scores FILE, which cmg score wrote")
@@ -447,7 +446,7 @@ def evaluate(
             with progress_bar() as progress, telling_if_interrupted("to evaluate in steps: cmg score --out FILE --resume, then cmg eval --scores FILE"):
                 content = audit.audit_model(model, images, labels, options, command=sys.argv[1:], ablate=steps, progress=progress, **extras)
         content = replace(content, gates=report.gates(content.result, min_auroc=min_auroc, max_false_alarm=max_false_alarm, max_miss=max_miss))
-        _publish(content, json_file, report_file)
+        publish(content, json_file, report_file)
         for gate in content.gates:
             if not gate.passed:
                 fail(f"gate failed: {gate.failure}")
@@ -457,34 +456,3 @@ def evaluate(
             raise typer.Exit(GATE_FAILED)
         if content.result.unreadable:
             raise typer.Exit(SOME_UNREADABLE)
-
-
-def _publish(content: Page, json_file: Path | None, report_file: Path | None) -> None:
-    """Tables to standard output, and the files that were asked for."""
-    from rich.console import Console
-
-    from cmgcli import page, report
-    from cmgcli.stress import plain, stress_table
-
-    console = Console()
-    console.print(report.evaluation_table(content.result))
-    for table in report.group_tables(content.result):
-        console.print(table)
-    if content.result.naming is not None:
-        console.print(report.confusion_table(content.result.naming))
-        console.print(content.result.naming.sentence, markup=False, highlight=False)
-    if content.ablation:
-        console.print(report.ablation_table(content.ablation, content.paper_gain))
-    if content.stress is not None:
-        console.print(stress_table(content.stress))
-        for sentence in (content.stress.sentence, content.stress.blindness):
-            console.print(plain(sentence), markup=False, highlight=False)
-    if json_file is not None:
-        figures = content.result.as_dict() | {"ablation": {name: row.as_dict() for name, row in content.ablation.items()}}
-        figures["stress"] = None if content.stress is None else content.stress.as_dict()
-        with output(json_file) as stream:
-            json.dump(figures, stream, indent=2, allow_nan=False, default=str)
-            stream.write("\n")
-    if report_file is not None:
-        page.write_page(content, report_file)
-        say(f"wrote {report_file}")
