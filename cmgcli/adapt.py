@@ -1,5 +1,7 @@
-"""Training of the defect head at fit: the user's own normal images with drawn defects.
+"""Training of the defect head at fit: crops of the user's own normal images with drawn defects.
 
+A defect is drawn on the crop as the head will see it, so that drawing costs the same for every size of image and each
+look, enlarged or reduced, has hairlines and wide areas of its own.
 Lineage: CutPaste (Li et al. 2021), DRAEM (Zavrtanik et al. 2021), SimpleNet (Liu et al. 2023).
 """
 
@@ -16,18 +18,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmgcli.defects import KINDS, draw
-from cmgcli.head import DefectHead, exposure, fast_bfloat16, patch_mask_to, standard_pixels, tokens_under
+from cmgcli.defects import KINDS, draw, strongest
+from cmgcli.head import MIN_SIDE, STRIDE, DefectHead, exposure, fast_bfloat16, look_scales
 from cmgcli.snapshot import Course, load_snapshot, save_snapshot
 
-CROPS = 4
-WINDOW = 1024  # pixels; defects are drawn within a window of this side, whatever the size of the image
-ZOOM = (0.5, 1.0)
+CROP = 96  # pixels
+CROPS = 4  # of each image: reading an image costs more than cutting one more crop from it
+DEFECTIVE = 0.8  # of the crops
 VISIBLE_LEVELS = 8
 VISIBLE_SHARE = 0.2  # of the image's own spread
-WARM_UP, DECAY = 0.1, 0.5  # of the steps
-CHECKS = 50  # steps between two looks at the held-out images
-PATIENCE, BETTER = 6, 0.003  # checks without so much gain of AUROC: the curve is flat
+TARGET_SHARE, COUNTED_SHARE = 0.15, 0.5  # of the pixels under a logit
+WARM_UP, DECAY = 0.05, 0.7  # of the steps
+CHECKS = 200  # steps between two looks at the held-out images
+PATIENCE, BETTER = 4, 0.003  # checks without so much gain of AUROC: the curve is flat
 
 
 @dataclass(frozen=True)
@@ -39,30 +42,20 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A normal image with none to three defects."""
+class Crop:
+    """A piece of a normal image at the size of one look, with none to three defects."""
 
-    image: np.ndarray  # (H, W, 3) uint8
-    mask: np.ndarray  # (H, W) bool, where a drawn defect can be seen
-    counts: np.ndarray  # (H, W) bool, kept by CMER, and not changed too little to be seen
-
-
-@dataclass(frozen=True)
-class _Crop:
-    pixels: Tensor  # (3, crop, crop) float32
-    target: Tensor  # (1, crop / 4, crop / 4) float32, 1 where a defect is
-    counts: Tensor  # the same shape, 1 where the loss counts
-    image: int  # which of the step's images it was cut from
-    place: tuple[float, float, float, float]  # top, left, bottom, right in shares of that image
+    image: np.ndarray  # (C, C, 3) uint8; where the piece is smaller, its last row and column go on
+    target: np.ndarray  # (C / 4, C / 4) bool, where a drawn defect can be seen
+    counts: np.ndarray  # (C / 4, C / 4) bool, kept by CMER, and not changed too little to be seen
+    mean: float  # exposure of the whole image
+    spread: float
 
 
 def train_head(
-    sample: Callable[[np.random.Generator], Drawn],
-    token_width: int,
+    sample: Callable[[np.random.Generator], Sequence[Crop]],
     *,
     steps: int,
-    encode: Callable[[Sequence[np.ndarray]], Tensor] | None = None,
-    crop: int = 128,
     batch: int = 32,
     learning_rate: float = 2e-3,
     seed: int = 0,
@@ -73,39 +66,34 @@ def train_head(
     snapshot_key: str = "",
     progress: Callable[[int, int, float, float | None], None] | None = None,
 ) -> DefectHead:
-    """Train a head on random crops of normal images with drawn defects; the same seed gives the same head.
+    """Train a head on crops of normal images with drawn defects; the same seed gives the same head.
 
     Args:
-        sample: gives a normal image with its drawn defects; see `draw_defects`.
-        encode: images to their tokens (B, W, h, w), of the images with their defects drawn in; None trains on pixels alone.
-        steps: the most gradient steps; each takes ``batch`` crops of ``crop`` pixels from ``batch / 4`` images, because
-            drawing and encoding an image costs more than training on a crop of it.
+        sample: gives crops of one normal image; see `draw_crops`.
+        steps: the most gradient steps, each on at least ``batch`` crops.
         start: a head to go on from, which is changed; None starts from random weights.
-        validate: AUROC of a head on held-out images, called every 50 steps. When it no longer rises, the learning rate
+        validate: AUROC of a head on held-out images, called every 200 steps. When it no longer rises, the learning rate
             begins its descent at once, so that ``steps`` is a ceiling.
         snapshot: a file that holds the state after each check, and from which a training broken off with the same
             ``snapshot_key`` goes on; the result is that of an undisturbed run.
         progress: called with the step, the number of steps, the loss and the last AUROC.
     """
     torch.manual_seed(seed)
-    head = (DefectHead(token_width) if start is None else start).to(device).requires_grad_(True).train()
+    head = (DefectHead() if start is None else start).to(device).requires_grad_(True).train()
     optimizer = _optimizer(head, learning_rate)
     descent = round(steps * DECAY)
     course = Course(decay_from=steps - descent)
     if snapshot is not None:
         course = load_snapshot(snapshot, snapshot_key, head, optimizer) or course
-    batches = _ahead(lambda step: _draw_step(sample, np.random.default_rng((seed % 2**32, step)), crop, batch), course.step)
-    for crops, images in batches:
+    for pixels, target, counts in _ahead(lambda step: _batch(sample, np.random.default_rng((seed % 2**32, step)), batch), course.step):
         end = course.decay_from + descent
         if course.step >= end:
             break
-        pixels, target, counts = (torch.stack([getattr(c, name) for c in crops]).to(device) for name in ("pixels", "target", "counts"))
-        tokens = None if encode is None else _tokens(encode(images), crops).to(device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * _rate(course, steps, end)
         with torch.autocast(device, torch.bfloat16, enabled=fast_bfloat16(device)):
-            logits = head(pixels, tokens)
-        loss = _loss(logits.float(), target, counts)
+            logits = head(pixels.to(device))
+        loss = _loss(logits.float(), target.to(device), counts.to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(head.parameters(), 1.0)
@@ -155,81 +143,83 @@ def _ahead(make: Callable[[int], tuple], start: int) -> Iterator[tuple]:
             yield ready.result()
 
 
-def _draw_step(sample: Callable[[np.random.Generator], Drawn], rng: np.random.Generator, crop: int, batch: int) -> tuple[list[_Crop], list[np.ndarray]]:
-    drawn = [sample(rng) for _ in range(max(1, batch // CROPS))]
-    return [one for i, scene in enumerate(drawn) for one in _crops(scene, i, rng, crop)], [scene.image for scene in drawn]
+def _batch(sample: Callable[[np.random.Generator], Sequence[Crop]], rng: np.random.Generator, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Standardised pixels (B, 3, C, C) float32, channels last, and target and counts (B, 1, C / 4, C / 4) float32."""
+    crops: list[Crop] = []
+    while len(crops) < batch:
+        crops += sample(rng)
+    pixels = torch.from_numpy(np.stack([crop.image for crop in crops])).permute(0, 3, 1, 2).float()
+    mean, spread = (torch.tensor(values)[:, None, None, None] for values in zip(*((crop.mean, max(crop.spread, 4.0)) for crop in crops)))
+    target, counts = (torch.from_numpy(np.stack([getattr(crop, name) for crop in crops]))[:, None].float() for name in ("target", "counts"))
+    return (pixels - mean) / spread, target, counts
 
 
-def draw_defects(base: Scene, donor: np.ndarray | None, rng: np.random.Generator, *, rate: float = 0.8, kinds: Sequence[str] = KINDS) -> Drawn:
-    """A normal image, mirrored at random; a share `rate` of them with one to three defects in the kept area.
+def draw_crops(
+    scene: Scene,
+    donor: np.ndarray | None,
+    rng: np.random.Generator,
+    *,
+    count: int = CROPS,
+    size: int = CROP,
+    rate: float = DEFECTIVE,
+    kinds: Sequence[str] = KINDS,
+) -> list[Crop]:
+    """Random squares of a normal image around kept places, at the scales of its looks, mirrored at random; a share `rate` with defects.
 
-    donor: (H', W', 3) uint8, an image to cut pieces from; None: the image itself. In an image larger than a window of
-    1 024 pixels they lie in one window around a kept pixel, so that the cost does not grow with the image.
+    donor: (H', W', 3) uint8, an image to cut pieces from; None: the image itself.
     """
-    image, touched = base.image.copy(), np.zeros(base.image.shape[:2], bool)
-    allowed = patch_mask_to(base.keep, *touched.shape)
-    if rng.random() < rate:
-        box = _window(base.keep, touched.shape, rng)
-        spread = max(VISIBLE_LEVELS, VISIBLE_SHARE * exposure(base.image)[1])
-        for _ in range(int(rng.integers(1, 4))):
-            kind, strength = kinds[rng.integers(len(kinds))], float(rng.random() ** 0.5)
-            defect = draw(image[box], rng, allowed=allowed[box], kind=kind, strength=strength, donor=donor)
-            image[box], touched[box] = defect.image, touched[box] | defect.mask
-        change = cv2.absdiff(image[box], base.image[box]).max(axis=2)
-        mask = np.zeros_like(touched)
-        mask[box] = touched[box] & (change >= spread)
-    else:
-        mask = touched
-    counts = allowed & (mask | ~touched)
-    for axis in (0, 1):
-        if rng.random() < 0.5:
-            image, mask, counts = (np.flip(array, axis) for array in (image, mask, counts))
-    return Drawn(*(np.ascontiguousarray(array) for array in (image, mask, counts)))
-
-
-def _window(keep: np.ndarray, shape: tuple[int, int], rng: np.random.Generator) -> tuple[slice, slice]:
-    """A box of at most `WINDOW` pixels a side around a random kept patch of an image of this shape."""
-    patch = np.argwhere(keep)[rng.integers(np.count_nonzero(keep))] if keep.any() else (0, 0)
-    box = []
-    for at, patches, side in zip(patch, keep.shape, shape, strict=True):
-        middle = (at + rng.random()) * side / patches
-        low = int(np.clip(middle - WINDOW / 2, 0, max(0, side - WINDOW)))
-        box.append(slice(low, min(side, low + WINDOW)))
-    return tuple(box)
-
-
-def _crops(drawn: Drawn, image: int, rng: np.random.Generator, crop: int) -> list[_Crop]:
-    """Random squares at random scales, each around a kept pixel; half of the time around a defect pixel, where there is one."""
-    mean, spread = exposure(drawn.image)
-    defect, counting = np.flatnonzero(drawn.mask), np.flatnonzero(drawn.counts)
+    mean, spread = exposure(scene.image)
     crops = []
-    for _ in range(CROPS):
-        around = defect if len(defect) and rng.random() < 0.5 else counting
-        pick = np.unravel_index(rng.choice(around), drawn.mask.shape) if len(around) else (0, 0)
-        crops.append(_cut(drawn, image, pick, rng, crop, mean, spread))
+    for _ in range(count):
+        piece, allowed = _cut(scene, rng, size)
+        other = _cut(Scene(scene.image if donor is None else donor, np.ones((1, 1), bool)), rng, size)[0] if rng.random() < 0.7 else None
+        image, mask, counts = _with_defects(piece, allowed, other, rng, rate if allowed.any() else 0, kinds, max(VISIBLE_LEVELS, VISIBLE_SHARE * spread))
+        for axis in (0, 1):
+            if rng.random() < 0.5:
+                image, mask, counts = (np.flip(array, axis) for array in (image, mask, counts))
+        pad = ((0, size - len(image)), (0, size - image.shape[1]))
+        crops.append(Crop(np.pad(image, (*pad, (0, 0)), mode="edge"), _under(mask, pad) > TARGET_SHARE, _under(counts, pad) > COUNTED_SHARE, mean, spread))
     return crops
 
 
-def _cut(drawn: Drawn, image: int, pick: tuple[int, int], rng: np.random.Generator, crop: int, mean: float, spread: float) -> _Crop:
-    height, width = drawn.mask.shape
-    region = max(1, round(crop / rng.uniform(*ZOOM)))  # pixels of the image that the crop covers
-    top, left = (int(np.clip(at - rng.uniform(0.1, 0.9) * region, 0, max(side - region, 0))) for at, side in zip(pick, (height, width), strict=True))
-    bottom, right = min(top + region, height), min(left + region, width)
-    size = max(1, round(crop * (right - left) / region)), max(1, round(crop * (bottom - top) / region))  # as OpenCV has it: width, height
-    pad = (0, crop - size[0], 0, crop - size[1])
-    box = np.s_[top:bottom, left:right]
-    pixels = standard_pixels(cv2.resize(drawn.image[box], size, interpolation=cv2.INTER_AREA), mean, spread)
-    masks = np.stack([drawn.mask[box], drawn.counts[box]], axis=2).astype(np.float32)
-    truth = torch.from_numpy(cv2.resize(masks, size, interpolation=cv2.INTER_AREA)).permute(2, 0, 1)  # (2, H, W)
-    shares = F.avg_pool2d(F.pad(truth[None], pad), 4)[0]  # (2, crop / 4, crop / 4)
-    square = F.pad(pixels[None], pad, mode="replicate")[0]
-    place = top / height, left / width, (top + region) / height, (left + region) / width
-    return _Crop(square, (shares[:1] > 0.15).float(), (shares[1:] > 0.5).float(), image, place)
+def _cut(scene: Scene, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """A square around a kept place at a scale between the image's smallest and largest look: (h, w, 3) uint8 and what CMER keeps (h, w) bool."""
+    height, width = scene.image.shape[:2]
+    scales = look_scales(height, width)
+    scale = max(np.exp(rng.uniform(np.log(scales[-1]), np.log(scales[0]))), min(scales[0], MIN_SIDE / min(height, width)))
+    reach = max(1, round(size / scale))  # pixels of the image that the crop covers
+    patch = np.argwhere(scene.keep)[rng.integers(np.count_nonzero(scene.keep))] if scene.keep.any() else (0, 0)
+    box, rows = [], []
+    for at, patches, side in zip(patch, scene.keep.shape, (height, width), strict=True):
+        middle = (at + rng.random()) * side / patches
+        low = int(np.clip(middle - rng.random() * reach, 0, max(0, side - reach)))
+        high = min(side, low + reach)
+        box.append(slice(low, high))
+        seen = min(size, max(MIN_SIDE // 4, round((high - low) * scale)))
+        rows.append(((low + (np.arange(seen) + 0.5) * (high - low) / seen) * patches / side).astype(int))
+    piece = cv2.resize(scene.image[tuple(box)], (len(rows[1]), len(rows[0])), interpolation=cv2.INTER_AREA)
+    return piece, scene.keep[np.ix_(*rows)]
 
 
-def _tokens(tokens: Tensor, crops: Sequence[_Crop]) -> Tensor:
-    """The tokens (B, W, 12, 12) under each crop, of the images' tokens (I, W, h, w)."""
-    return torch.stack([tokens_under(tokens[crop.image], *crop.place) for crop in crops])
+def _with_defects(
+    piece: np.ndarray, allowed: np.ndarray, donor: np.ndarray | None, rng: np.random.Generator, rate: float, kinds: Sequence[str], visible: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The piece with one to three defects at the given rate; where they can be seen, and where the loss counts, (h, w) bool each."""
+    image, touched = piece, np.zeros(allowed.shape, bool)
+    if rng.random() >= rate:
+        return image, touched, allowed
+    for _ in range(int(rng.integers(1, 4)) if rng.random() < 0.5 else 1):
+        kind, strength = kinds[rng.integers(len(kinds))], float(rng.random() ** 0.5)
+        defect = draw(image, rng, allowed=allowed, kind=kind, strength=strength, donor=donor)
+        image, touched = defect.image, touched | defect.mask
+    mask = touched & (strongest(cv2.absdiff(image, piece)) >= visible)
+    return image, mask, allowed & (mask | ~touched)
+
+
+def _under(mask: np.ndarray, pad: tuple[tuple[int, int], tuple[int, int]]) -> np.ndarray:
+    """The share of a padded mask (h, w) under each logit, (C / 4, C / 4) float32."""
+    whole = np.pad(mask.astype(np.float32), pad)
+    return cv2.resize(whole, (whole.shape[1] // STRIDE, whole.shape[0] // STRIDE), interpolation=cv2.INTER_AREA)
 
 
 def _loss(logits: Tensor, target: Tensor, counts: Tensor) -> Tensor:

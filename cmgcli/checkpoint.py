@@ -65,7 +65,7 @@ def save(detector: Detector, path: Path) -> None:
     }
     if detector.head is not None:
         head = detector.head
-        header["head"] = {"token_width": head.token_width, "widths": head.widths}
+        header["head"] = {"width": head.width, "dilations": head.dilations}
         tensors |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
     if language.latent is not None:
         latent = language.latent
@@ -131,7 +131,7 @@ def _detector(header: dict, tensors: dict[str, torch.Tensor]) -> Detector:
         raise ValueError("a patch comes from an image that has no name")
     head = None
     if "head" in header:
-        head = _weighted(DefectHead(header["head"]["token_width"], widths=header["head"]["widths"]), "head.", tensors)
+        head = _weighted(DefectHead(**header["head"]), "head.", tensors)
     prefix = "calibration.group."
     groups = {int(name.removeprefix(prefix)): t.numpy() for name, t in tensors.items() if name.startswith(prefix)}
     return Detector(

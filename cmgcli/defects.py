@@ -66,6 +66,11 @@ def draw(
     return _force(scene, rng, enough, kind)
 
 
+def strongest(change: np.ndarray) -> np.ndarray:
+    """The largest of the three channels (H, W) of an (H, W, 3) array; several times faster than a maximum over the last axis."""
+    return np.maximum(np.maximum(change[..., 0], change[..., 1]), change[..., 2])
+
+
 def _look_at(image: np.ndarray, allowed: np.ndarray | None, donor: np.ndarray | None) -> Scene:
     height, width = image.shape[:2]
     if allowed is None or not allowed.any():
@@ -100,7 +105,7 @@ def _compose(scene: Scene, patch: Patch, kind: str) -> DrawnDefect:
     else:
         nearest = np.abs(patch.pixels[:, :, None] - scene.values).sum(axis=3).argmin(axis=2)  # (h, w)
         new = np.where(patch.alpha[..., None] > 0.4, scene.values[nearest].astype(np.uint8), old)
-    changed = (cv2.absdiff(new, old).max(axis=2) > VISIBLE) & allowed
+    changed = (strongest(cv2.absdiff(new, old)) > VISIBLE) & allowed
     # A pasted texture meets the old value here and there by chance: such pinholes belong to the defect.
     closed = cv2.morphologyEx(changed.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)) > 0
     inside = closed & allowed & (patch.alpha > 0.05)

@@ -148,12 +148,6 @@ class Encoder:
         patches = tuple(torch.cat(parts) for parts in zip(*(out.layers for out in outs), strict=True))
         return ImageFeatures(embedding, torch.cat([out.dense for out in outs]), patches)
 
-    def encode_tokens(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Late patch tokens (B, W, h, w) float32 of whole images, each (H, W, 3) uint8; what the defect head reads."""
-        tokens = self.encode_image(self.preprocess(images), layers=self.feature_layers[-1:]).patches[0]  # (B, P, W)
-        return tokens.transpose(1, 2).unflatten(2, self.grid)
-
-    @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """(U, D) float32 unit-norm embeddings of ``U`` texts; words past the model's context length are cut off."""
         if not texts:

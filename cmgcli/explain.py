@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cmgcli.detector import PARTS, Blend, Detector
-from cmgcli.head import LOOKS
 from cmgcli.model import Inspection, Model, Parts, judge, look_with
 from cmgcli.rows import Row
 from cmgcli.view import View, best_other
@@ -204,13 +203,13 @@ class Evidence:
 def evidence(blend: Blend, view: View, parts: Parts) -> Evidence:
     """What the kept patches of an image say.
 
-    The head's score is a sum over its looks, its map their mean; the head's part of a patch is the highest logit in it.
+    The head's score is the mean over its looks, and so is its map; the head's part of a patch is the highest logit in it.
     """
     found = []
     for number, (piece, judged) in enumerate(zip(view.pieces, parts.pieces, strict=True)):
         head = np.full(piece.keep.shape, np.nan)
         if judged.head_map is not None:
-            head = len(LOOKS) * F.adaptive_max_pool2d(torch.from_numpy(judged.head_map)[None, None], piece.keep.shape)[0, 0].numpy().astype(np.float64)
+            head = F.adaptive_max_pool2d(torch.from_numpy(judged.head_map)[None, None], piece.keep.shape)[0, 0].numpy().astype(np.float64)
         distances, head = judged.patch_map[piece.keep].astype(np.float64), head[piece.keep]  # (K,) each
         points = blend.terms(np.stack([np.full_like(head, blend.location[0]), distances, head], axis=-1))[:, 1:].sum(axis=-1)
         found.append((np.full(len(head), number), piece.patch_boxes, piece.patches.cpu().numpy(), distances, head, points))

@@ -94,10 +94,14 @@ def _quiet() -> Iterator[None]:
             one.setLevel(level)
 
 
-def resize_matrix(before: int, after: int, interpolation: int) -> Tensor:
-    """(after, before) float32: OpenCV's resizing of one side as a matrix."""
+def resize_matrix(before: int, after: int, interpolation: int, *, enlarges: bool = False) -> Tensor:
+    """(after, before) float32: OpenCV's resizing of one side as a matrix.
+
+    enlarges: whether the image grows along its other side; OpenCV's area rule then is another one along this side too.
+    """
     columns = np.eye(before, dtype=np.float32)  # the resized side first, the unit images along the other
-    return torch.from_numpy(cv2.resize(columns, (before, after), interpolation=interpolation))
+    wide = before * 2 if enlarges else before
+    return torch.from_numpy(cv2.resize(columns, (wide, after), interpolation=interpolation)[:, :: wide // before].copy())
 
 
 class Resize(nn.Module):
@@ -106,8 +110,9 @@ class Resize(nn.Module):
     def __init__(self, before: tuple[int, int], after: tuple[int, int], interpolation: int, *, rounds: bool = False) -> None:
         super().__init__()
         self.rounds, self.halves = rounds, (before[0], before[1]) == (2 * after[0], 2 * after[1])
-        self.register_buffer("rows", resize_matrix(before[0], after[0], interpolation))
-        self.register_buffer("columns", resize_matrix(before[1], after[1], interpolation).T.contiguous())
+        grows = [one > other and interpolation == cv2.INTER_AREA for one, other in zip(after, before, strict=True)]
+        self.register_buffer("rows", resize_matrix(before[0], after[0], interpolation, enlarges=grows[1]))
+        self.register_buffer("columns", resize_matrix(before[1], after[1], interpolation, enlarges=grows[0]).T.contiguous())
 
     def forward(self, image: Tensor) -> Tensor:
         """See the class."""
@@ -167,8 +172,7 @@ class Inspector(nn.Module):
         distances = self._distances(seen.layers, caption)  # (P,)
         head_score, head_map = torch.zeros((), dtype=torch.float64), None
         if self.head is not None:
-            tokens = whole.layers[-1].transpose(1, 2).unflatten(2, self.grid)  # (1, W, h, w)
-            head_score, head_map = self.head(channels, tokens, kept.view(self.grid))
+            head_score, head_map = self.head(channels, kept.view(self.grid))
         parts = torch.stack([self._image_score(F.normalize(seen.embedding[0], dim=0), caption), _top_mean(distances, kept, TOP_SHARE).double(), head_score.double()])
         z = (parts - self.blend_location) / self.blend_scale
         score = (self.blend_weight * (z.clamp(min=0) + (1 + (-z.abs()).exp()).log())).sum().float()
@@ -215,31 +219,30 @@ class Inspector(nn.Module):
 
 
 class HeadScore(nn.Module):
-    """`head.head_map` for one size: channels (3, H, W) float32 of 0 to 255, tokens (1, W, h, w), keep (h, w) to score and map."""
+    """`head.head_map` for one size: channels (3, H, W) float32 of 0 to 255 and keep (h, w) to score and map."""
 
     def __init__(self, net: head.DefectHead, size: tuple[int, int], grid: tuple[int, int]) -> None:
         super().__init__()
         self.net = copy.deepcopy(net).float().cpu()
-        sizes = [head.scaled_size(*size, scale) for scale, _ in head.LOOKS]
-        maps = [tuple(-(-side // 4) for side in one) for one in sizes]
-        self.base = tuple(-(-side // 4) for side in head.scaled_size(*size, 1.0))
+        sizes = [head.scaled_size(*size, scale) for scale in head.look_scales(*size)]
+        maps = [tuple(-(-side // head.STRIDE) for side in one) for one in sizes]
+        self.base = tuple(-(-side // head.STRIDE) for side in head.scaled_size(*size, 1.0))
         self.looks = nn.ModuleList(Resize(size, one, cv2.INTER_AREA, rounds=True) for one in sizes)
-        self.places = [[_nearest(side, length) for side, length in zip(grid, one, strict=True)] for one in maps]
+        self.places = [[torch.from_numpy(head.places_over(side, length)) for side, length in zip(grid, one, strict=True)] for one in maps]
         self.map_to_image = Resize(self.base, size, cv2.INTER_LINEAR)
 
-    def forward(self, channels: Tensor, tokens: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, channels: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         """See the class."""
         mean = channels.mean()
         spread = ((channels - mean) ** 2).mean().sqrt().clamp(min=4.0)
-        score, shown = torch.zeros(()), []
-        for resize, (_, turned), (rows, columns) in zip(self.looks, head.LOOKS, self.places, strict=True):
-            pixels = ((resize(channels) - mean) / spread)[None]
-            logits = self.net(pixels.flip(2, 3), tokens.flip(2, 3))[0, 0].flip(0, 1) if turned else self.net(pixels, tokens)[0, 0]
-            kept = keep[rows][:, columns]
-            score = score + _top_mean(logits.flatten(), kept.flatten(), head.TOP_SHARE, of_kept=True)
+        scores, shown = [], []
+        for resize, (rows, columns) in zip(self.looks, self.places, strict=True):
+            logits = self.net(((resize(channels) - mean) / spread)[None])[0, 0]
+            kept = rows @ keep.float() @ columns.T > 0
+            scores.append(_top_mean(logits.flatten(), kept.flatten(), head.TOP_SHARE, of_kept=True))
             calm = torch.where(kept, logits, torch.where(kept, logits, torch.inf).min())
             shown.append(F.interpolate(calm[None, None], self.base, mode="bilinear", align_corners=False)[0, 0])
-        return score, torch.stack(shown).mean(0)
+        return torch.stack(scores).mean(), torch.stack(shown).mean(0)
 
 
 def _squash(size: tuple[int, int], side: int) -> nn.Module:
@@ -260,12 +263,6 @@ def _float_tower(tower: Tower) -> Tower:
 def _thresholds(detector: Detector) -> Tensor:
     groups = range(len(detector.language.captions)) if detector.language.guided else [None] * len(detector.language.captions)
     return torch.tensor([detector.calibration.threshold(group) for group in groups], dtype=torch.float32)
-
-
-def _nearest(before: int, after: int) -> Tensor:
-    """(after,) int64: the place that OpenCV's nearest rule takes for each."""
-    numbers = np.arange(before, dtype=np.float32).reshape(1, -1)
-    return torch.from_numpy(cv2.resize(numbers, (after, 1), interpolation=cv2.INTER_NEAREST)[0].astype(np.int64))
 
 
 def _top_mean(values: Tensor, kept: Tensor, share: float, *, of_kept: bool = False) -> Tensor:

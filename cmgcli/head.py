@@ -1,9 +1,9 @@
 """The defect head: a small fully convolutional net that gives every place of an image a defect logit.
 
-It reads the pixels at the image's own resolution and the encoder's patch tokens. Three resolutions, a quarter to a
-sixteenth of the image's, see hairlines as well as large uneven areas for a fraction of the work that as many layers at a
-quarter would take; the mean and spread of the coarsest tell each place what the rest of the image looks like.
-Lineage: U-Net (Ronneberger et al. 2015), DRAEM (Zavrtanik et al. 2021).
+It reads pixels alone, and is shown an image at four sizes an octave apart: enlarged, a hairline is wide enough to be seen;
+reduced, a large uneven area fits into what the net sees at once. One narrow net at one stride learns more in the same
+minutes than a wider one, or than one of several resolutions; the figures are in ``weights/README.md``.
+Lineage: DRAEM (Zavrtanik et al. 2021), dilated residual networks (Yu et al. 2017).
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LOOKS = ((1.0, False), (0.6, True))  # scale, and whether turned half round: looks that differ more tell more
+LOOKS = 4
+ENLARGED_PIXELS = 1_500_000  # an image is shown enlarged only where that makes no more than so many
 TOP_SHARE = 0.005
 MAX_PIXELS = 4_000_000
-TILE, OVERLAP = 1536, 128  # pixels; multiples of the coarsest stride
-STRIDE = 16
+TILE, OVERLAP = 1536, 256  # pixels; multiples of the stride
+STRIDE = 4
 MIN_SIDE = 32
 
 
@@ -44,46 +45,21 @@ def _halve(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
 
 
-def _like(x: Tensor, other: Tensor) -> Tensor:
-    return F.interpolate(x, other.shape[-2:], mode="bilinear", align_corners=False)
-
-
 class DefectHead(nn.Module):
-    """Pixels (B, 3, H, W) and tokens (B, W, h, w), or none, to defect logits (B, 1, ceil(H / 4), ceil(W / 4))."""
+    """Pixels (B, 3, H, W) to defect logits (B, 1, ceil(H / 4), ceil(W / 4)); each logit sees 191 pixels a side."""
 
-    def __init__(self, token_width: int, *, widths: Sequence[int] = (32, 64, 128)) -> None:
+    def __init__(self, *, width: int = 32, dilations: Sequence[int] = (1, 2, 1, 4, 1, 8)) -> None:
         super().__init__()
-        self.token_width, self.widths = token_width, tuple(widths)
-        fine, middle, coarse = self.widths
-        self.stem = nn.Sequential(_halve(3, fine // 2), _halve(fine // 2, fine))
-        self.fine = nn.Sequential(ResidualBlock(fine), ResidualBlock(fine))
-        self.middle = nn.Sequential(_halve(fine, middle), ResidualBlock(middle), ResidualBlock(middle))
-        self.coarse = nn.Sequential(_halve(middle, coarse), ResidualBlock(coarse), ResidualBlock(coarse, 2), ResidualBlock(coarse))
-        self.context = nn.Linear(2 * coarse, coarse)
-        self.token_norm = nn.LayerNorm(token_width)
-        self.token_in = nn.Conv2d(token_width, coarse, 1)
-        self.to_middle = nn.Conv2d(coarse, middle, 1)
-        self.to_fine = nn.Conv2d(middle, fine, 1)
-        self.middle_out = ResidualBlock(middle)
-        self.fine_out = ResidualBlock(fine)
-        self.out = nn.Conv2d(fine, 1, 1)
-        nn.init.zeros_(self.token_in.weight)  # a fit learns how far the tokens help, whatever the encoder
-        nn.init.zeros_(self.token_in.bias)
+        self.width, self.dilations = width, tuple(dilations)
+        self.stem = nn.Sequential(_halve(3, width // 2), _halve(width // 2, width))
+        self.blocks = nn.Sequential(*(ResidualBlock(width, dilation) for dilation in self.dilations))
+        self.out = nn.Conv2d(width, 1, 1)
         nn.init.constant_(self.out.bias, -4.0)
+        self.to(memory_format=torch.channels_last)  # faster, and the same bits after a reload
 
-    def forward(self, pixels: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """See the class; without tokens the head reads pixels alone."""
-        fine = self.fine(self.stem(pixels))  # (B, C, H/4, W/4)
-        middle = self.middle(fine)  # (B, 2C, H/8, W/8)
-        coarse = self.coarse(middle)  # (B, 4C, H/16, W/16)
-        spread = coarse.float().var((2, 3), correction=0).add(1e-6).sqrt().to(coarse.dtype)
-        coarse = coarse + self.context(torch.cat([coarse.mean((2, 3)), spread], 1))[:, :, None, None]
-        if tokens is not None:
-            normed = self.token_norm(tokens.movedim(1, -1)).movedim(-1, 1)
-            coarse = coarse + _like(self.token_in(normed), coarse)
-        middle = self.middle_out(F.relu(middle + _like(self.to_middle(coarse), middle)))
-        fine = self.fine_out(F.relu(fine + _like(self.to_fine(middle), fine)))
-        return self.out(fine)
+    def forward(self, pixels: Tensor) -> Tensor:
+        """See the class."""
+        return self.out(self.blocks(self.stem(pixels)))
 
 
 def fast_bfloat16(device: str) -> bool:
@@ -104,6 +80,12 @@ def standard_pixels(image: np.ndarray, mean: float, spread: float) -> Tensor:
     return pixels.sub_(mean).div_(max(spread, 4.0))
 
 
+def look_scales(height: int, width: int) -> tuple[float, ...]:
+    """The four scales at which the head is shown an image, each half of the one before: from 2, or from 1 where the image is large."""
+    first = 2.0 if 4 * height * width <= ENLARGED_PIXELS else 1.0
+    return tuple(first / 2**look for look in range(LOOKS))
+
+
 def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
     """The size at which the head sees an image at one scale: at least 32 pixels a side."""
     return max(MIN_SIDE, round(height * scale)), max(MIN_SIDE, round(width * scale))
@@ -114,69 +96,72 @@ def patch_mask_to(keep: np.ndarray, height: int, width: int) -> np.ndarray:
     return cv2.resize(keep.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
 
 
-def tokens_under(tokens: Tensor, top: float, left: float, bottom: float, right: float, *, side: int = 12) -> Tensor:
-    """Sample tokens (W, h, w) under a rectangle given in shares of the image, to (W, side, side)."""
-    centres = (torch.arange(side, device=tokens.device) + 0.5) / side
-    y = (top + (bottom - top) * centres) * 2 - 1
-    x = (left + (right - left) * centres) * 2 - 1
-    grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)  # (side, side, 2) as (x, y)
-    return F.grid_sample(tokens[None].float(), grid[None].float(), mode="bilinear", padding_mode="border", align_corners=False)[0]
+def places_over(patches: int, places: int) -> np.ndarray:
+    """(places, patches) float32 along one side: 1 for the patch at a place, and, where places are fewer, for all patches that touch it."""
+    first = np.arange(places) * patches // places
+    last = first if places >= patches else -(-(np.arange(places) + 1) * patches // places) - 1
+    return ((np.arange(patches) >= first[:, None]) & (np.arange(patches) <= last[:, None])).astype(np.float32)
+
+
+def kept_places(keep: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(height, width) bool: the logits that a patch mask (h, w) bool keeps; none that it keeps is lost where logits are fewer than patches."""
+    return places_over(keep.shape[0], height) @ keep @ places_over(keep.shape[1], width).T > 0
 
 
 @torch.inference_mode()
-def head_map(head: DefectHead, image: np.ndarray, tokens: Tensor, keep: np.ndarray, *, precision: str = "float32") -> tuple[float, np.ndarray]:
+def head_map(head: DefectHead, image: np.ndarray, keep: np.ndarray, *, precision: str = "float32") -> tuple[float, np.ndarray]:
     """Score and map of one image.
 
     Args:
-        image: (H, W, 3) uint8 RGB; tokens: (W, h, w) float32; keep: (h, w) bool, where the map counts.
+        image: (H, W, 3) uint8 RGB; keep: (h, w) bool, where the map counts.
         precision: of the convolutions, float32 or bfloat16.
     Returns:
-        The sum over `LOOKS` of the mean of the top 0.5 % of the kept logits, and the mean map (H', W') float32 of logits
-        at a quarter of the resolution; hidden places hold the least kept value.
+        The mean over `look_scales` of the mean of the top 0.5 % of the kept logits, and the mean map (H', W') float32 of
+        logits at a quarter of the resolution; hidden places hold the least kept value.
     """
     height, width = image.shape[:2]
-    base = tuple(-(-side // 4) for side in scaled_size(height, width, 1.0))
+    base = tuple(-(-side // STRIDE) for side in scaled_size(height, width, 1.0))
     mean, spread = exposure(image)
     device = next(head.parameters()).device
-    total, maps = 0.0, []
-    for scale, turned in LOOKS:
+    scores, maps = [], []
+    for scale in look_scales(height, width):
         tall, wide = scaled_size(height, width, scale)
         seen = cv2.resize(image, (wide, tall), interpolation=cv2.INTER_AREA)
-        view = (np.rot90(seen, 2), tokens.flip(1, 2)) if turned else (seen, tokens)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            logits = _logits(head, *view, mean, spread)  # (H'', W'')
-        logits = logits.flip(0, 1) if turned else logits
-        kept = torch.from_numpy(patch_mask_to(keep, *logits.shape))
+            logits = _logits(head, seen, mean, spread)  # (H'', W'')
+        kept = torch.from_numpy(kept_places(keep, *logits.shape))
         values = logits[kept]
-        total += float(values.topk(max(1, round(TOP_SHARE * len(values)))).values.mean())
+        scores.append(float(values.topk(max(1, round(TOP_SHARE * len(values)))).values.mean()))
         shown = torch.where(kept, logits, values.min())
         maps.append(F.interpolate(shown[None, None], base, mode="bilinear", align_corners=False)[0, 0])
-    return total, torch.stack(maps).mean(0).numpy()
+    return float(np.mean(scores)), torch.stack(maps).mean(0).numpy()
 
 
-def _logits(head: DefectHead, image: np.ndarray, tokens: Tensor, mean: float, spread: float) -> Tensor:
+def _logits(head: DefectHead, image: np.ndarray, mean: float, spread: float) -> Tensor:
     """Logits (ceil(H / 4), ceil(W / 4)) of an image (H, W, 3); above 4 megapixels in overlapping tiles, so that memory is bounded.
 
-    Each place is taken from the tile in which it lies furthest from an inner edge.
+    Each place is taken from the tile in which it lies furthest from an inner edge, which is further than it sees.
     """
     height, width = image.shape[:2]
     device = next(head.parameters()).device
+
+    def logits_of(piece: np.ndarray) -> Tensor:
+        pixels = standard_pixels(piece, mean, spread)[None].contiguous(memory_format=torch.channels_last)
+        return head(pixels.to(device))[0, 0].float().cpu()
+
     if height * width <= MAX_PIXELS:
-        return head(standard_pixels(image, mean, spread)[None].to(device), tokens[None].to(device))[0, 0].float().cpu()
-    logits = torch.empty(-(-height // 4), -(-width // 4))
+        return logits_of(image)
+    logits = torch.empty(-(-height // STRIDE), -(-width // STRIDE))
     for top, keep_top, keep_bottom in _tiles(height):
         for left, keep_left, keep_right in _tiles(width):
-            bottom, right = min(top + TILE, height), min(left + TILE, width)
-            pixels = standard_pixels(image[top:bottom, left:right], mean, spread)
-            under = tokens_under(tokens, top / height, left / width, bottom / height, right / width, side=TILE // STRIDE)
-            tile = head(pixels[None].to(device), under[None].to(device))[0, 0].float().cpu()
+            tile = logits_of(image[top : top + TILE, left : left + TILE])
             inner = tile[(keep_top - top) // 4 : -(-(keep_bottom - top) // 4), (keep_left - left) // 4 : -(-(keep_right - left) // 4)]
             logits[keep_top // 4 : keep_top // 4 + inner.shape[0], keep_left // 4 : keep_left // 4 + inner.shape[1]] = inner
     return logits
 
 
 def _tiles(side: int) -> list[tuple[int, int, int]]:
-    """Tiles along one side: where each starts, and the first and last pixel that it answers for; all multiples of 16 but the last."""
+    """Tiles along one side: where each starts, and the first and last pixel that it answers for; all multiples of 4 but the last."""
     if side <= TILE:
         return [(0, 0, side)]
     step = TILE - OVERLAP

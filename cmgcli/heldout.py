@@ -24,20 +24,17 @@ VALIDATED, VALIDATED_PIXELS = 32, 32_000_000
 def drawn_auroc(looks: Looks, numbers: Sequence[int]) -> Callable[[DefectHead], float]:
     """What tells a head's AUROC between held-out normal images and the same with a drawn defect each."""
     rng = np.random.default_rng(looks.settings.seed)
-    pairs, pixels = [], 0
+    images, pixels = [], 0  # (normal, drawn, keep mask)
     for _, wholes in looks.sound(numbers[:VALIDATED]):
         views = [_piece(view, rng) for view in wholes]
+        images += [(view.image, _with_defect(view, rng).image, view.keep) for view in views]
         pixels += sum(view.image[..., 0].size for view in views)
-        pairs += zip(views, _look_again(looks, views, [_with_defect(view, rng).image for view in views], [view.text for view in views]), strict=True)
         if pixels > VALIDATED_PIXELS:
             break
 
     def found(head: DefectHead) -> float:
-        def score(view: View, keep: np.ndarray) -> float:
-            return head_map(head, view.image, view.tokens, keep, precision=looks.settings.precision)[0]
-
-        scores = np.array([[score(normal, normal.keep), score(drawn, normal.keep)] for normal, drawn in pairs])
-        return auroc(np.repeat([0, 1], len(pairs)), scores.T.ravel())
+        scores = [[head_map(head, image, keep, precision=looks.settings.precision)[0] for *pair, keep in images for image in pair]]
+        return auroc(np.tile([0, 1], len(images)), np.ravel(scores))
 
     return found
 

@@ -92,7 +92,7 @@ class _Held:
 
     def offer(self, i: int, view: View) -> None:
         seen = (view, *view.tiles)  # a tile's pixels are those of the image
-        size = view.image.nbytes + sum(one.tokens.nbytes + one.patches.nbytes + one.relevance.nbytes for one in seen)
+        size = view.image.nbytes + sum(one.patches.nbytes + one.relevance.nbytes for one in seen)
         if size <= self.budget:
             self.budget -= size
             self.views[i] = view

@@ -183,7 +183,7 @@ def _judge_piece(detector: Detector, view: View, groups: Tensor) -> Parts:
     patch_map[view.keep] = distances.numpy()
     head_score, logits = np.nan, None
     if detector.head is not None:
-        head_score, logits = head_map(detector.head, view.image, view.tokens, view.keep, precision=detector.settings.precision)
+        head_score, logits = head_map(detector.head, view.image, view.keep, precision=detector.settings.precision)
     return Parts(np.array([np.nan, top_mean(distances, view.keep.size), head_score]), patch_map, logits)
 
 

@@ -140,7 +140,7 @@ Cmle = Annotated[
     Optional[bool], typer.Option("--cmle/--no-cmle", help="Let the captions guide the latent space.", show_default="cmle", rich_help_panel=METHOD)
 ]
 Adapt = Annotated[Optional[bool], typer.Option("--adapt/--no-adapt", help="Train the defect head.", show_default="adapt", rich_help_panel=METHOD)]
-AdaptSteps = Annotated[Optional[int], typer.Option(min=1, help="Most training steps of the defect head; fewer where it learns no more.", show_default="400", rich_help_panel=METHOD)]
+AdaptSteps = Annotated[Optional[int], typer.Option(min=1, help="Most training steps of the defect head; fewer where it learns no more.", show_default="1500", rich_help_panel=METHOD)]
 RelevanceOption = Annotated[
     Optional[Relevance],
     typer.Option(help="Relevance estimator of CMER.", show_default="fast where the encoder allows, else sampled", rich_help_panel=METHOD),

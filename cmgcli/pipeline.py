@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmgcli.adapt import Drawn, Scene, draw_defects, train_head
+from cmgcli.adapt import Crop, Scene, draw_crops, train_head
 from cmgcli.calibrate import Split, calibrate, choose_calibration, split
 from cmgcli.cmer import entropy
 from cmgcli.crossfit import cross_fit
@@ -42,7 +42,7 @@ from cmgcli.view import View, best_other, choose_relevance, look
 logger = logging.getLogger(__name__)
 
 FEWEST_TO_TUNE = 4
-GO_ON_RATE = 5e-4  # for a head that has learnt; four times as much, right for a fresh one, lets it forget
+GO_ON_RATE = 1e-3  # for a head that has learnt; a fresh one takes twice as much
 
 
 def read_records(
@@ -89,7 +89,7 @@ def fit(
     cmer: bool = True,
     cmle: bool = True,
     adapt: bool = True,
-    adapt_steps: int = 400,
+    adapt_steps: int = 1500,
     false_alarm: float = 0.01,
     calibration: str | None = None,
     relevance: str | None = None,
@@ -207,29 +207,27 @@ def fit_records(
 def _adapt(looks: Looks, parts: Split, places: Sequence[Sequence[Place]], snapshot: Path | None, report: Progress) -> DefectHead:
     """Train the head on the fit images; the tuning ones say when it has learnt enough."""
     chosen = [looks.records[i] for i in parts.fit]
-    encoder, settings = looks.encoder, looks.settings
+    settings = looks.settings
     store = ImageStore([record.path for record in chosen])
 
     def piece(i: int, rng: np.random.Generator) -> Scene:
         box, keep = places[i][rng.integers(len(places[i]))]
         return Scene(store[i][box], keep)
 
-    def sample(rng: np.random.Generator) -> Drawn:
+    def sample(rng: np.random.Generator) -> list[Crop]:
         i, donor = (int(k) for k in rng.integers(len(chosen), size=2))
-        return draw_defects(piece(i, rng), piece(donor, rng).image, rng)
+        return draw_crops(piece(i, rng), piece(donor, rng).image, rng)
 
     def told(step: int, total: int, loss: float, found: float | None) -> None:
         report(f"training the defect head (loss {loss:.2f}" + (")" if found is None else f", AUROC of drawn defects {found:.3f})"), step, total)
 
     return train_head(
         sample,
-        encoder.width,
-        encode=encoder.encode_tokens,
         steps=settings.adapt_steps,
         learning_rate=GO_ON_RATE,
         seed=settings.seed,
-        start=load_head(encoder.width),
-        device=encoder.device.type,
+        start=load_head(),
+        device=looks.encoder.device.type,
         validate=drawn_auroc(looks, parts.tune) if len(parts.tune) >= FEWEST_TO_TUNE else None,
         snapshot=snapshot,
         snapshot_key=_key(chosen, settings),

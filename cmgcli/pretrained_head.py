@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from cmgcli.encoder import WEIGHTS
 from cmgcli.errors import EncoderError
 from cmgcli.files import write_whole
@@ -15,15 +13,15 @@ HEAD = WEIGHTS / "cmg-head.safetensors"
 
 
 def save_head(head: DefectHead, path: Path) -> None:
-    """Write the head's weights as fp16 safetensors, but for the layers that read an encoder's tokens."""
+    """Write the head's weights as fp16 safetensors."""
     from safetensors.torch import save
 
-    state = {name: tensor.cpu() for name, tensor in head.state_dict().items() if not name.startswith("token_")}
+    state = {name: tensor.cpu().contiguous() for name, tensor in head.state_dict().items()}
     write_whole(path, save({name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}))
 
 
-def load_head(token_width: int, path: Path = HEAD) -> DefectHead:
-    """A head to start from; the layers that read an encoder's tokens of this width start at zero.
+def load_head(path: Path = HEAD) -> DefectHead:
+    """A head to start from.
 
     Raises:
         EncoderError: the weight file of the package is missing or damaged.
@@ -31,12 +29,9 @@ def load_head(token_width: int, path: Path = HEAD) -> DefectHead:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    torch.manual_seed(0)
-    head = DefectHead(token_width)
-    fresh = {name: tensor for name, tensor in head.state_dict().items() if name.startswith("token_")}
+    head = DefectHead()
     try:
-        state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load_file(path).items()}
-        head.load_state_dict(state | fresh)
+        head.load_state_dict({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load_file(path).items()})
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise EncoderError(f"the defect head's weights {path} are missing or damaged ({error}); install cmgcli again") from error
+        raise EncoderError(f"the defect head's weights {path} are missing or damaged ({str(error).splitlines()[0]}); install cmgcli again") from error
     return head

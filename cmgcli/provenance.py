@@ -39,7 +39,7 @@ def of_model(path: Path, detector: Detector) -> Facts:
     calibration = detector.calibration
     facts = of_file(path) | {name.replace("_", " "): _said(value) for name, value in asdict(detector.settings).items()}
     facts |= {
-        "defect head": "none" if detector.head is None else f"{_said(detector.head.widths)} channels",
+        "defect head": "none" if detector.head is None else f"{detector.head.width} channels, dilations {_said(detector.head.dilations)}",
         "weights of the parts": ", ".join(f"{name} {weight:.3f}" for name, weight in zip(PARTS, detector.blend.weight, strict=True)),
         "images fitted": str(detector.fit_images),
         "captions": str(len(detector.language.captions)),

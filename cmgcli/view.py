@@ -25,7 +25,6 @@ class View:
 
     image: np.ndarray  # (H, W, 3) uint8 RGB
     text: Tensor  # (D,) embedding of the caption that guided CMER
-    tokens: Tensor  # (W, h, w) float32 late tokens of the whole image, for the head
     relevance: np.ndarray  # (h, w) float32
     keep: np.ndarray  # (h, w) bool
     whole: Tensor  # (D,) unit-norm embedding of the whole image
@@ -106,7 +105,7 @@ def look(
     Args:
         images: ``B`` arrays (H, W, 3) uint8.
         text: from the (B, D) embeddings of the whole images to the (B, D) caption embeddings that guide CMER.
-        layers: blocks whose tokens make the patch features; the last one also serves the head.
+        layers: blocks whose tokens make the patch features.
         relevance: fast, sampled or occlusion.
         keep: auto, or the share of patches to keep; None keeps all, which is no CMER.
     """
@@ -160,7 +159,6 @@ def _views(
             views[row] = View(
                 image=images[row],
                 text=captions[row],
-                tokens=full.patches[-1][row].T.reshape(encoder.width, *encoder.grid),
                 relevance=scores[row].reshape(encoder.grid).cpu().numpy(),
                 keep=kept[row].reshape(encoder.grid).cpu().numpy(),
                 whole=full.embedding[row],

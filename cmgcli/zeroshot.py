@@ -127,7 +127,7 @@ class ZeroShot:
     def judge(self, view: View, caption: str, name: Path) -> Parts:
         """The parts of the score: the log-odds of the states, how few images look alike, what the defect head sees that every fit starts from."""
         precision = "bfloat16" if fast_bfloat16(self.encoder.device.type) else "float32"
-        head_score, logits = head_map(self.head, view.image, view.tokens, view.keep, precision=precision)
+        head_score, logits = head_map(self.head, view.image, view.keep, precision=precision)
         distances = self.references[caption].distances(view.patches, name)
         patch_map, patch_score = np.zeros(view.keep.shape, np.float32), np.nan
         if distances is not None:
@@ -181,7 +181,7 @@ def zero_shot(
         raise SettingsError("zero-shot: the prompts are made of a caption, and no image has one; give --caption TEXT, or --captions FILE that names these images")
     device = choose_device(device)
     tower = load_encoder(encoder, device=device, precision=choose_precision(device))
-    head = load_head(tower.width).eval().requires_grad_(False).to(tower.device)
+    head = load_head().eval().requires_grad_(False).to(tower.device)
     flat = Blend(np.zeros(3), np.ones(3), np.ones(3) / 3)
     scorer = ZeroShot(tower, head, states_of(tower, tuple(dict.fromkeys(caption_of.values()))), caption_of, {}, flat, np.array([[0.0, 1.0, 0.5]] * 2))
     chosen = _sample(caption_of, references, np.random.default_rng(seed))

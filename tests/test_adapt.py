@@ -6,16 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from cmgcli.adapt import CHECKS, WINDOW, Scene, _checked, draw_defects, train_head
-from cmgcli.head import DefectHead, head_map, patch_mask_to
+from cmgcli.adapt import CHECKS, Scene, _checked, draw_crops, train_head
+from cmgcli.head import DefectHead, head_map
 from cmgcli.snapshot import Course
 
 GRID = (4, 4)
-WIDTH = 8
-
-
-def encode(images) -> torch.Tensor:
-    return torch.stack([torch.full((WIDTH, *GRID), float(image.mean()) / 255) for image in images])
 
 
 def plain(i: int, side: tuple[int, int] = (64, 80)) -> Scene:
@@ -25,11 +20,11 @@ def plain(i: int, side: tuple[int, int] = (64, 80)) -> Scene:
 
 
 def sample(rng: np.random.Generator, **scene):
-    return draw_defects(plain(int(rng.integers(4)), **scene), plain(7, **scene).image, rng)
+    return draw_crops(plain(int(rng.integers(4)), **scene), plain(7, **scene).image, rng, size=32)
 
 
 def train(**options) -> DefectHead:
-    return train_head(sample, WIDTH, **{"encode": encode, "steps": 2, "crop": 32, "batch": 4} | options)
+    return train_head(sample, **{"steps": 2, "batch": 4} | options)
 
 
 def test_a_few_steps_find_a_gross_defect():
@@ -39,9 +34,9 @@ def test_a_few_steps_find_a_gross_defect():
     normal = plain(99).image
     broken = normal.copy()
     broken[20:40, 30:50] = 20
-    keep, tokens = np.ones(GRID, bool), encode([normal])[0]
-    assert head_map(head, broken, tokens, keep)[0] > head_map(head, normal, tokens, keep)[0] + 1
-    heights = head_map(head, broken, tokens, keep)[1]
+    keep = np.ones(GRID, bool)
+    assert head_map(head, broken, keep)[0] > head_map(head, normal, keep)[0] + 1
+    heights = head_map(head, broken, keep)[1]
     assert heights.shape == (16, 20)
     y, x = np.unravel_index(heights.argmax(), heights.shape)
     assert 4 <= y <= 10 and 6 <= x <= 13
@@ -58,42 +53,51 @@ def test_the_map_counts_inside_the_keep_mask_only():
     head = train(steps=60)
     image = plain(5).image.copy()
     image[:16, :20] = 10  # under the first patch
-    tokens, keep = encode([image])[0], np.ones(GRID, bool)
-    seen, _ = head_map(head, image, tokens, keep)
+    keep = np.ones(GRID, bool)
+    seen, _ = head_map(head, image, keep)
     keep[0, 0] = keep[0, 1] = keep[1, 0] = keep[1, 1] = False
-    hidden, heights = head_map(head, image, tokens, keep)
+    hidden, heights = head_map(head, image, keep)
     assert hidden < seen
     assert (heights[:4, :5] <= heights.min() + 1e-4).all()
 
 
 @pytest.mark.parametrize("side", [(1, 1), (7, 300), (33, 20)])
 def test_odd_sizes_train_and_score(side):
-    head = train(steps=1, batch=4) if side == (1, 1) else train_head(lambda rng: sample(rng, side=side), WIDTH, encode=encode, steps=1, crop=32, batch=4)
-    score, heights = head_map(head, plain(0, side).image, encode([plain(0, side).image])[0], np.ones(GRID, bool))
+    head = train_head(lambda rng: sample(rng, side=side), steps=1, batch=4)
+    score, heights = head_map(head, plain(0, side).image, np.ones(GRID, bool))
     assert np.isfinite(score) and np.isfinite(heights).all()
 
 
 def test_what_cannot_be_seen_is_neither_defect_nor_normal():
-    """Every defect pixel counts; pixels that changed too little to be seen do not; nothing counts outside the keep mask."""
-    keep = np.zeros(GRID, bool)
-    keep[1:3, 1:] = True
-    ignored = 0
-    for seed in range(20):
-        drawn = draw_defects(Scene(plain(seed).image, keep), plain(1).image, np.random.default_rng(seed))
-        assert (drawn.mask <= drawn.counts).all()
-        ignored += int(patch_mask_to(keep, 64, 80).sum() - drawn.counts.sum())
-        assert drawn.counts.sum() <= patch_mask_to(keep, 64, 80).sum()
-    assert ignored > 0
+    """Defects lie where CMER keeps the image; pixels that changed too little to be seen do not count, nor does the rest of the image."""
+    scene = Scene(np.full((64, 80, 3), 100, np.uint8), np.zeros(GRID, bool))
+    scene.image[16:48, 20:] = 160
+    scene.keep[1:3, 1:] = True  # the bright part
+    defects = ignored = 0
+    for crop in draw_crops(scene, None, np.random.default_rng(0), count=80, size=32, rate=1):
+        bright = crop.image[2::4, 2::4, 0] >= 130
+        kept = crop.counts | crop.target
+        assert (kept & ~bright & ~crop.target).sum() <= 8  # the rim of the part falls into cells of both sides
+        defects += int(crop.target.sum())
+        ignored += int((bright & ~kept).sum())
+    assert defects > 100 and ignored > 20
 
 
-def test_in_a_large_image_the_defects_lie_in_one_window():
-    image = np.random.default_rng(0).integers(0, 255, (2 * WINDOW, 3 * WINDOW, 3), np.uint8)
-    keep = np.zeros(GRID, bool)
-    keep[3, 3] = True
-    drawn = draw_defects(Scene(image, keep), None, np.random.default_rng(1), rate=1)
-    y, x = np.nonzero(drawn.mask)
-    assert 0 < len(y) and np.ptp(y) < WINDOW and np.ptp(x) < WINDOW
-    assert drawn.mask.sum() <= drawn.counts.sum() <= keep.mean() * drawn.mask.size
+def test_crops_without_defects_are_pieces_of_the_image():
+    image = np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)
+    crops = draw_crops(Scene(image, np.ones(GRID, bool)), None, np.random.default_rng(1), rate=0)
+    assert len(crops) == 4
+    for crop in crops:
+        assert crop.image.shape == (96, 96, 3) and crop.target.shape == (24, 24)
+        assert not crop.target.any() and crop.counts.any()
+        assert crop.mean == pytest.approx(image.mean())
+
+
+def test_drawing_costs_the_same_in_a_large_image():
+    """A crop is cut first and drawn on then: what is drawn on never exceeds the crop, whatever the image."""
+    crops = draw_crops(Scene(np.random.default_rng(0).integers(0, 255, (1500, 2000, 3), np.uint8), np.ones(GRID, bool)), None, np.random.default_rng(0), rate=1)
+    assert {crop.image.shape for crop in crops} == {(96, 96, 3)}
+    assert any(crop.target.any() for crop in crops)
 
 
 def test_a_head_goes_on_from_another():
@@ -132,7 +136,7 @@ def test_a_snapshot_of_other_settings_or_a_damaged_one_is_left_out(tmp_path, cap
 
 
 def test_a_flat_curve_ends_the_training_early():
-    """A curve that rises lasts the whole budget; one that is flat from the start descends at the seventh check."""
+    """A curve that rises lasts the whole budget; one that is flat from the start descends at the fifth check."""
     rising, flat, steps = iter(np.linspace(0.1, 0.9, 100)), [], 20 * CHECKS
     course = Course(decay_from=steps // 2)
     for check in range(1, 11):
@@ -143,4 +147,4 @@ def test_a_flat_curve_ends_the_training_early():
     for check in range(1, 11):
         course = _checked(replace(course, step=check * CHECKS), 0.7)
         flat.append(course.decay_from)
-    assert flat == [steps // 2] * 6 + [7 * CHECKS] * 4
+    assert flat == [steps // 2] * 4 + [5 * CHECKS] * 6

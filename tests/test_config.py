@@ -17,7 +17,7 @@ def printed(*arguments) -> str:
 
 def test_the_defaults_of_the_engine_are_printed():
     options = yaml.safe_load(printed())
-    assert options["encoder"] == "builtin" and options["adapt_steps"] == 400 and options["out"] == "model.cmg"
+    assert options["encoder"] == "builtin" and options["adapt_steps"] == 1500 and options["out"] == "model.cmg"
     assert options["images"] is None and options["relevance"] is None and options["cmer"] is True
 
 

@@ -263,7 +263,7 @@ def test_halves_are_said_once(tiny, monkeypatch, caplog):
     Memory(tiny, monkeypatch, 16, MemoryError())
     with caplog.at_level("WARNING", logger="cmgcli"):
         for _ in range(2):
-            tiny.encode_tokens(images(4))
+            tiny.encode_image(tiny.preprocess(images(4)))
     assert [record.message.partition(";")[0] for record in caplog.records] == ["a batch of images did not fit into memory and was encoded in halves"]
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ import cmgcli
 from cmgcli import cmer
 from cmgcli.dataset import caption_lookup, read_dataset
 from cmgcli.export import Resize, _squash, grown
+from cmgcli.head import look_scales, scaled_size
 from cmgcli.images import read_image, to_square
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "onnx" / "score.py"
@@ -40,6 +42,16 @@ def test_resizing_in_tensors_is_resizing_by_opencv(size):
 def test_without_the_extra_the_remedy_is_named(model_file, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     wrong(cmg_here("export", "--model", model_file, "--size", "96x96", "--out", tmp_path / "m.onnx"), "onnx", "pip install 'cmgcli[onnx]'")
+
+
+@pytest.mark.parametrize("size", [(96, 96), (64, 200), (41, 30), (20, 300), (300, 20)])
+def test_the_heads_looks_are_resized_as_by_opencv(size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    for scale in look_scales(*size):
+        after = scaled_size(*size, scale)
+        found = Resize(size, after, cv2.INTER_AREA, rounds=True)(torch.from_numpy(image).permute(2, 0, 1).float()).permute(1, 2, 0).numpy()
+        difference = np.abs(found - cv2.resize(image, after[::-1], interpolation=cv2.INTER_AREA))
+        assert difference.max() <= 1 and (difference > 0).mean() < 0.2, scale  # where a side grows, OpenCV rounds its weights
 
 
 @pytest.mark.parametrize("size", ["96", "0x5", "axb", "96x", "-1x4"])

@@ -127,7 +127,7 @@ def test_a_tile_sees_what_an_image_of_its_own_would(encoder):
     assert len(near.tiles) == near.tile_count == 8
     tile = near.tiles[5]
     (alone,) = look(encoder, [np.ascontiguousarray(tile.image)], lambda whole: whole, layers=encoder.feature_layers, relevance="fast", keep=None)
-    assert np.allclose(tile.patches, alone.patches, atol=1e-4) and np.allclose(tile.tokens, alone.tokens, atol=1e-3)
+    assert np.allclose(tile.patches, alone.patches, atol=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """The defect head on real surfaces: how fast it learns, from what, and whether it learns "defect" or the list of drawings.
 
-    python -m tests.benchmarks.head --data DIR [--steps 400] [curve inputs start kinds keep]
+    python -m tests.benchmarks.head --data DIR [--steps 1500] [curve start kinds nets looks keep]
 
 DIR holds `metadata.csv` with splits and labels. Half of the good training images train, a quarter is held out for drawn
 defects; labelled test images, where there are any, give the figure on real defects. No choice is made by the latter.
@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from cmgcli import defects
-from cmgcli.adapt import Scene, draw_defects, train_head
+from cmgcli import defects, head as head_module
+from cmgcli.adapt import Scene, draw_crops, train_head
 from cmgcli.dataset import Record, read_dataset, test_records, training_records
 from cmgcli.encoder import Encoder, load_encoder
 from cmgcli.head import DefectHead, fast_bfloat16, head_map
@@ -34,13 +33,7 @@ FAMILIES = {
     "areas": ("uneven", "blur", "smear", "missing print"),
     "pieces": ("cut-paste", "blend"),
 }
-
-
-class Blind(DefectHead):
-    """A head that sees the tokens only."""
-
-    def forward(self, pixels: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
-        return super().forward(torch.zeros_like(pixels), tokens)
+NETS = {"half as wide": {"width": 16}, "half wider": {"width": 48}, "half as deep": {"dilations": (1, 2, 4)}, "narrow view": {"dilations": (1,) * 6}}
 
 
 class Bench:
@@ -75,43 +68,30 @@ class Bench:
         name: str,
         *,
         steps: int = 0,
-        pixels: bool = True,
-        tokens: bool = True,
-        fresh: bool = False,
+        fresh: DefectHead | None = None,
         keep: bool = True,
         kinds: Sequence[str] = defects.KINDS,
     ) -> None:
-        """Train one head and print what it finds."""
+        """Train one head, from the shipped weights unless ``fresh`` is given, and print what it finds."""
         started, steps = time.time(), steps or self.steps
         everywhere = np.ones(self.encoder.grid, bool)
 
         def sample(rng: np.random.Generator):
             view, donor = (self.fit[int(i)] for i in rng.integers(len(self.fit), size=2))
-            return draw_defects(Scene(view.image, view.keep if keep else everywhere), donor.image, rng, kinds=kinds)
+            return draw_crops(Scene(view.image, view.keep if keep else everywhere), donor.image, rng, kinds=kinds)
 
         head = train_head(
             sample,
-            self.encoder.width,
-            encode=self.encoder.encode_tokens if tokens else None,
             steps=steps,
-            learning_rate=GO_ON_RATE if pixels and not fresh else FRESH_RATE,
-            start=self._start(pixels, fresh),
+            learning_rate=FRESH_RATE if fresh else GO_ON_RATE,
+            start=fresh or load_head(),
             device=self.encoder.device.type,
         )
-        seconds = time.time() - started
-        print(f"{name}: {steps} steps, {seconds / 60:.1f} min; {self._found(head, keep, kinds)}; {self._real(head, keep)}", flush=True)
-
-    def _start(self, pixels: bool, fresh: bool) -> DefectHead | None:
-        if not pixels:
-            torch.manual_seed(0)
-            return Blind(self.encoder.width)
-        return None if fresh else load_head(self.encoder.width)
+        minutes = (time.time() - started) / 60
+        print(f"{name}: {steps} steps, {minutes:.1f} min; {self._found(head, keep, kinds)}; {self._real(head, keep)}", flush=True)
 
     def _score(self, head: DefectHead, view: View, image: np.ndarray, keep: bool) -> float:
-        return head_map(head, image, self._tokens(view, image), view.keep if keep else np.ones_like(view.keep), precision=self.precision)[0]
-
-    def _tokens(self, view: View, image: np.ndarray) -> torch.Tensor:
-        return view.tokens if image is view.image else self.encoder.encode_tokens([image])[0].cpu()
+        return head_map(head, image, view.keep if keep else np.ones_like(view.keep), precision=self.precision)[0]
 
     def _found(self, head: DefectHead, keep: bool, kinds: Sequence[str]) -> str:
         calm = np.array([self._score(head, view, view.image, keep) for view in self.held])
@@ -137,22 +117,26 @@ def against(calm: np.ndarray, broken: np.ndarray) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("what", nargs="*", default=["curve", "inputs", "start", "kinds", "keep"])
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("what", nargs="*", default=["curve", "start", "kinds", "nets", "looks", "keep"])
     args = parser.parse_args()
     bench = Bench(args.data, args.steps)
     if "curve" in args.what:
         for steps in (100, 300, 1000, 3000):
             bench.trial("learning curve", steps=steps)
-    if "inputs" in args.what:
-        bench.trial("pixels and tokens")
-        bench.trial("pixels only", tokens=False)
-        bench.trial("tokens only", pixels=False)
     if "start" in args.what:
-        bench.trial("from scratch", fresh=True)
+        bench.trial("from the shipped weights")
+        bench.trial("from scratch", fresh=DefectHead())
     if "kinds" in args.what:
         for family, left_out in FAMILIES.items():
             bench.trial(f"without {family}", kinds=[kind for kind in defects.KINDS if kind not in left_out])
+    if "nets" in args.what:
+        for name, shape in NETS.items():
+            bench.trial(f"from scratch, {name}", fresh=DefectHead(**shape))
+    if "looks" in args.what:
+        enlarged, head_module.ENLARGED_PIXELS = head_module.ENLARGED_PIXELS, 0
+        bench.trial("from scratch, never enlarged", fresh=DefectHead())
+        head_module.ENLARGED_PIXELS = enlarged
     if "keep" in args.what:
         bench.trial("without the keep mask", keep=False)
 
