@@ -2,7 +2,7 @@
 
 The pictures lie in the model file, so that a model explains itself where the images of its fit are not: a patch and half a
 patch around it at 48 pixels, twice what the encoder sees of it, all on one square JPEG sheet of about half a kilobyte a patch
-(2 MB of 14 for the default bank). Only the pictures of the final bank are taken, so that a fit needs no more memory for them.
+(2 MB of 9 for the default bank). Only the pictures of the final bank are taken, so that a fit needs no more memory for them.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 What `model.judge` and `model.anomaly_map` do for one image under a stored caption, written as one torch module of fixed
 shapes. Hidden patches are masked as keys of every attention, and left out of every mean, which equals their removal from
-the token sequence. Resizing by OpenCV's area rule is linear for a given size, so it is two matrix products.
+the token sequence. Resizing by OpenCV's area rule is linear for a given size, so it is two matrix products; to a level of
+255 where a side grows, for there OpenCV rounds its weights.
 
 Not in the graph, and refused: relevance by sampling or occlusion, and images beyond the size at which the head looks by
 tiles. Left to the program: the choice of a caption where none is given, captions that are not stored, and p-values.
