@@ -129,14 +129,17 @@ def calibrate(scores: Sequence[float], groups: Sequence[int], *, false_alarm: fl
 
 
 def split(count: int, *, false_alarm: float = 0.01, seed: int = 0) -> Split:
-    """Part ``count`` normal images at random: a quarter calibrates, or as many as the rate needs, but never more than half.
+    """Part ``count`` normal images at random: up to a quarter calibrates, or as many as the rate needs, but never more than half.
 
-    One eighth, at most 48 images, tunes. A single image fits alone; with two or three one is held out to calibrate.
+    Of the numbers up to a quarter the largest is taken with which the threshold is worth just the rate, such as 99 or 199 for
+    0.01: with 142 it is the largest score, as with 99, and so higher than it need be. One eighth, at most 48 images, tunes. A single image fits alone; with two or three one is held out to calibrate.
     """
     if count < 1:
         raise SettingsError("split: expected at least one normal image, got none")
     needed = math.ceil(1 / false_alarm) - 1
-    calibration = min(count // 2, max(count // 4, needed))
+    most = min(count // 2, max(count // 4, needed))
+    above = math.floor((most + 1) * false_alarm + 1e-9)  # so many of them may lie above the threshold, which is one of them
+    calibration = math.ceil(above / false_alarm - 1e-9) - 1 if above else most
     tune = min(48, count // 8)
     order = np.random.default_rng(seed).permutation(count).tolist()
     parts = order[:calibration], order[calibration : calibration + tune], order[calibration + tune :]

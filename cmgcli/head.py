@@ -116,8 +116,8 @@ def head_map(head: DefectHead, image: np.ndarray, keep: np.ndarray, *, precision
         image: (H, W, 3) uint8 RGB; keep: (h, w) bool, where the map counts.
         precision: of the convolutions, float32 or bfloat16.
     Returns:
-        The mean over `look_scales` of the mean of the top 0.5 % of the kept logits, and the mean map (H', W') float32 of
-        logits at a quarter of the resolution; hidden places hold the least kept value.
+        The mean over `look_scales` of the mean of the top 0.5 % of the kept logits, and the map (H', W') float32 of the
+        highest logit of any look, at a quarter of the resolution; hidden places hold the least kept value.
     """
     height, width = image.shape[:2]
     base = tuple(-(-side // STRIDE) for side in scaled_size(height, width, 1.0))
@@ -134,7 +134,7 @@ def head_map(head: DefectHead, image: np.ndarray, keep: np.ndarray, *, precision
         scores.append(float(values.topk(max(1, round(TOP_SHARE * len(values)))).values.mean()))
         shown = torch.where(kept, logits, values.min())
         maps.append(F.interpolate(shown[None, None], base, mode="bilinear", align_corners=False)[0, 0])
-    return float(np.mean(scores)), torch.stack(maps).mean(0).numpy()
+    return float(np.mean(scores)), torch.stack(maps).amax(0).numpy()
 
 
 def _logits(head: DefectHead, image: np.ndarray, mean: float, spread: float) -> Tensor:

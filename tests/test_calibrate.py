@@ -82,7 +82,17 @@ def test_split_parts_all_rows_once_and_always_leaves_one_to_fit(count):
     parts = split(count, false_alarm=0.01)
     assert sorted(parts.fit + parts.tune + parts.calibration) == list(range(count))
     assert parts.fit
-    assert len(parts.calibration) == min(count // 2, max(count // 4, 99))
+    assert len(parts.calibration) <= min(count // 2, max(count // 4, 99))
+
+
+@pytest.mark.parametrize(("count", "rate", "calibrating"), [(571, 0.01, 99), (900, 0.01, 199), (571, 0.05, 139), (120, 0.3, 29), (50, 0.01, 25)])
+def test_no_more_images_calibrate_than_the_threshold_is_worth(count, rate, calibrating):
+    """One image less and the threshold would stay where it is, or the promise would not hold."""
+    assert len(split(count, false_alarm=rate).calibration) == calibrating
+    scores = np.arange(calibrating + 1.0)
+    if calibrating >= 1 / rate - 1:
+        above = [n - conformal_threshold(scores[:n], rate) for n in (calibrating - 1, calibrating)]
+        assert above[1] == above[0] + 1 or calibrating - 1 < 1 / rate - 1
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 12, 101])
