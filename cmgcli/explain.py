@@ -62,9 +62,9 @@ class Place:
     """A patch that decided."""
 
     box: PatchBox
-    points: float  # what the image would have from patches and head, were all that decides like this patch
-    patch_spreads: float  # its distance against that of a typical good image's strangest patches, in spreads
-    head_spreads: float | None  # what the head sees there against what it sees in a typical good image; None without a head
+    strangeness: float  # see Evidence
+    patch_spreads: float  # its distance against that of a typical good image's strangest patch, in spreads
+    head_spreads: float | None  # what the head sees there against the most that it sees in a typical good image; None without a head
     neighbours: tuple[Neighbour, ...]  # nearest first
 
 
@@ -164,8 +164,8 @@ def explain(model: Model, inspection: Inspection) -> Explanation:
     detector, view, parts, row = model.detector, inspection.view, inspection.parts, inspection.row
     language = detector.language
     number = language.captions.index(row.caption) if row.caption in language.captions else None
-    said = evidence(detector.blend, view, parts)
-    chosen = _decisive(detector.blend, said)
+    said = evidence(detector.map_reference, view, parts)
+    chosen = _decisive(said)
     return Explanation(
         row=row,
         threshold=detector.calibration.threshold(number if language.guided else None),
@@ -195,31 +195,26 @@ class Evidence:
     pieces: np.ndarray  # (N,) int64, the number of the piece that it is of
     boxes: np.ndarray  # (N, 4) int64, see `View.patch_boxes`
     patches: Tensor  # (N, V) features
-    distances: np.ndarray  # (N,) float64, to the nearest normal patch
-    head: np.ndarray  # (N,) float64, what the head's part would be if all were like this patch; NaN without a head
-    points: np.ndarray  # (N,) float64, what an image like it would have from patches and head
+    spreads: np.ndarray  # (N, 2) float64, of patch and head map, above the peak of a typical good image; NaN without a head
+    strangeness: np.ndarray  # (N,) float64, the two weighted as in `model.anomaly_map`: 0 is the peak of a typical good image
 
 
-def evidence(blend: Blend, view: View, parts: Parts) -> Evidence:
-    """What the kept patches of an image say.
-
-    The head's score is the mean over its looks, and so is its map; the head's part of a patch is the highest logit in it.
-    """
+def evidence(reference: np.ndarray, view: View, parts: Parts) -> Evidence:
+    """What the kept patches of an image say against a reference (2, 3) as in a Detector; of the head the highest logit in a patch counts."""
     found = []
     for number, (piece, judged) in enumerate(zip(view.pieces, parts.pieces, strict=True)):
         head = np.full(piece.keep.shape, np.nan)
         if judged.head_map is not None:
-            head = F.adaptive_max_pool2d(torch.from_numpy(judged.head_map)[None, None], piece.keep.shape)[0, 0].numpy().astype(np.float64)
-        distances, head = judged.patch_map[piece.keep].astype(np.float64), head[piece.keep]  # (K,) each
-        points = blend.terms(np.stack([np.full_like(head, blend.location[0]), distances, head], axis=-1))[:, 1:].sum(axis=-1)
-        found.append((np.full(len(head), number), piece.patch_boxes, piece.patches.cpu().numpy(), distances, head, points))
-    pieces, boxes, patches, distances, head, points = map(np.concatenate, zip(*found, strict=True))
-    return Evidence(pieces, boxes, torch.from_numpy(patches), distances, head, points)
+            head = F.adaptive_max_pool2d(torch.from_numpy(judged.head_map)[None, None], piece.keep.shape)[0, 0].numpy()
+        values = np.stack([judged.patch_map[piece.keep], head[piece.keep]], axis=1).astype(np.float64)  # (K, 2)
+        found.append((np.full(len(values), number), piece.patch_boxes, piece.patches.cpu().numpy(), (values - reference[:, 0]) / reference[:, 1]))
+    pieces, boxes, patches, spreads = map(np.concatenate, zip(*found, strict=True))
+    return Evidence(pieces, boxes, torch.from_numpy(patches), spreads, np.nansum(reference[:, 2] * spreads, axis=1))
 
 
-def chosen_places(points: np.ndarray, boxes: np.ndarray, most: int) -> list[int]:
-    """The numbers of those with most points (N,), of which no two have boxes (N, 4) that touch; at most ``most``."""
-    left, chosen = points.copy(), []
+def chosen_places(strangeness: np.ndarray, boxes: np.ndarray, most: int) -> list[int]:
+    """The numbers of the strangest (N,), of which no two have boxes (N, 4) that touch; at most ``most``."""
+    left, chosen = strangeness.copy(), []
     while len(chosen) < most and np.isfinite(left).any():
         best = int(left.argmax())
         chosen.append(best)
@@ -227,24 +222,22 @@ def chosen_places(points: np.ndarray, boxes: np.ndarray, most: int) -> list[int]
     return chosen
 
 
-def _decisive(blend: Blend, said: Evidence) -> list[int]:
+def _decisive(said: Evidence) -> list[int]:
     """The numbers of the patches to show: the strangest, and others stranger than a typical good image's strangest."""
-    chosen = chosen_places(said.points, said.boxes, MOST_PLACES)
-    usual = float(blend.terms(blend.location)[1:].sum())
-    return chosen[:1] + [number for number in chosen[1:] if said.points[number] > usual]
+    chosen = chosen_places(said.strangeness, said.boxes, MOST_PLACES)
+    return chosen[:1] + [number for number in chosen[1:] if said.strangeness[number] > 0]
 
 
 def _places(detector: Detector, said: Evidence, chosen: Sequence[int], text: Tensor) -> tuple[Place, ...]:
-    blend, bank, album = detector.blend, detector.bank, detector.album
+    bank, album = detector.bank, detector.album
     nearest = bank.nearest(said.patches[chosen], detector.language.bank_groups(detector.language.weights_of(text)), NEIGHBOURS)
     pictures = iter(album.pictures(nearest.rows.flatten().tolist()))
     found = []
     for number, rows, far in zip(chosen, nearest.rows.tolist(), nearest.distances.tolist(), strict=True):
         origins = bank.origins[rows].tolist()
         neighbours = tuple(Neighbour(next(pictures), album.names[image], tuple(box), distance) for (image, *box), distance in zip(origins, far, strict=True))
-        spreads = [float((values[number] - blend.location[k]) / blend.scale[k]) for k, values in ((1, said.distances), (2, said.head))]
-        box, points = tuple(said.boxes[number].tolist()), float(said.points[number])
-        found.append(Place(box, points, spreads[0], None if np.isnan(said.head[number]) else spreads[1], neighbours))
+        patch, head = said.spreads[number].tolist()
+        found.append(Place(tuple(said.boxes[number].tolist()), float(said.strangeness[number]), patch, None if np.isnan(head) else head, neighbours))
     return tuple(found)
 
 

@@ -243,7 +243,7 @@ class HeadScore(nn.Module):
             scores.append(_top_mean(logits.flatten(), kept.flatten(), head.TOP_SHARE, of_kept=True))
             calm = torch.where(kept, logits, torch.where(kept, logits, torch.inf).min())
             shown.append(F.interpolate(calm[None, None], self.base, mode="bilinear", align_corners=False)[0, 0])
-        return torch.stack(scores).mean(), torch.stack(shown).mean(0)
+        return torch.stack(scores).mean(), torch.stack(shown).amax(0)
 
 
 def _squash(size: tuple[int, int], side: int) -> nn.Module:

@@ -58,8 +58,8 @@ def test_a_picture_shows_its_patch_of_the_image_of_the_fit(found, small_line):
 
 
 def test_places_lie_apart_and_come_in_order(found):
-    points = [place.points for place in found.places]
-    assert points == sorted(points, reverse=True)
+    strangeness = [place.strangeness for place in found.places]
+    assert strangeness == sorted(strangeness, reverse=True)
     boxes = np.array([place.box for place in found.places])
     for i, box in enumerate(boxes):
         for other in boxes[:i]:

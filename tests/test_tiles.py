@@ -184,9 +184,10 @@ def test_the_page_of_a_tiled_image_shows_the_tile_that_decided(tiled, flagged):
     top, left, bottom, right = found.places[0].box
     rows, columns = found.nearest.box
     assert any(found.nearest is tile for tile in found.view.tiles) and rows.start <= top < bottom <= rows.stop and columns.start <= left < right <= columns.stop
-    said = evidence(tiled.detector.blend, found.view, flagged.parts)
-    assert len(said.points) == sum(len(tile.patches) for tile in found.view.tiles) and found.places[0].points == said.points.max()
-    assert max(said.distances) == pytest.approx(max(float(one.patch_map.max()) for one in flagged.parts.tiles))
+    said = evidence(tiled.detector.map_reference, found.view, flagged.parts)
+    assert len(said.strangeness) == sum(len(tile.patches) for tile in found.view.tiles) and found.places[0].strangeness == said.strangeness.max()
+    location, scale, _ = tiled.detector.map_reference[0]
+    assert said.spreads[:, 0].max() == pytest.approx((max(float(one.patch_map.max()) for one in flagged.parts.tiles) - location) / scale)
     taken = found.view.image[top:bottom, left:right]
     assert np.array_equal(taken, found.nearest.image[top - rows.start : bottom - rows.start, left - columns.start : right - columns.start])
     whole = draw_placard(replace(found, view=replace(found.view, tiles=())))
