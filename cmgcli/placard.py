@@ -150,7 +150,7 @@ def _bars(text: Lettering, page: np.ndarray, found: Explanation, top: int) -> No
         at = left + round(room * found.threshold / most)
         page[top + 8 : y, at : at + 2] = (165, 29, 45)
         text.put(f"threshold {found.threshold:.3g}", at, y + 12, 200, colour=_ALARM, to_the_left=at > left + room / 2)
-    text.put("light: a typical good part", _MARGIN, y + 12, 190, colour=SOFT, size=TEXT_SIZE - 1)
+    text.put("light: a typical good part", left + room + 20, y + 12, 190, colour=SOFT, size=TEXT_SIZE - 1)
 
 
 def _place(text: Lettering, page: np.ndarray, found: Explanation, place: Place, number: int, top: int) -> None:
