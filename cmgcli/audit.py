@@ -33,6 +33,8 @@ def audit_model(
     *,
     command: Sequence[str],
     ablate: int | None = None,
+    stress: bool = False,
+    stress_images: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     device: str = "auto",
 ) -> Page:
@@ -42,22 +44,27 @@ def audit_model(
         options: those given of `evaluation.evaluate`.
         command: the arguments of the command line, to be named on the page.
         ablate: also compare the method with its parts left out, with heads of so many steps; None: do not.
+        stress: also try the changes of a shop floor, on at most ``stress_images`` of the images.
     """
-    from cmgcli import evaluation
+    from cmgcli import evaluation, stressing
     from cmgcli.model import Model
 
     fitted = Model.load(model, device=device)
     result = evaluation.evaluate(fitted, images, labels, progress=progress, **options)
-    table = {}
+    table, allow_missing = {}, options.get("allow_missing", False)
     if ablate is not None:
-        allow_missing = options.get("allow_missing", False)
         table = evaluation.ablate(fitted, images, labels, adapt_steps=ablate, allow_missing=allow_missing, progress=progress)
+    stressed = None
+    if stress:
+        batch = {"batch_size": options["batch_size"]} if "batch_size" in options else {}
+        stressed = stressing.stress(fitted, images, labels, most=stress_images, allow_missing=allow_missing, progress=progress, **batch)
     return Page(
         title=f"Inspection report of {model.name}",
         result=result,
         date=datetime.now().astimezone(),
         ablation=table,
         paper_gain=evaluation.PAPER_GAIN,
+        stress=stressed,
         facts={"Model": provenance.of_model(model, fitted.detector), **_data_and_run(labels, command)},
     )
 

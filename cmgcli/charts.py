@@ -16,7 +16,8 @@ import numpy as np
 
 from cmgcli.figures import truth_and_scores
 from cmgcli.metrics import curves
-from cmgcli.report import Case, Evaluation, percent
+from cmgcli.report import Case, Evaluation, Rate, percent
+from cmgcli.stress import Rates, Stress, Trial
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -142,6 +143,56 @@ def _precision_chart(cases: Sequence[Case], result: Evaluation) -> Chart:
     axes.text(0.02, 0.13 if flagged else 0.04, f"average precision {result.average_precision:.3f}", weight="bold")
     area = f"Average precision {result.average_precision:.3f}, chance {base:.3f}"
     return Chart(_svg(figure, "precision"), "Precision and recall", f"Precision-recall curve. {area}; {point}.")
+
+
+def stress_chart(stress: Stress) -> Chart:
+    """A small panel for each change: both error rates as they are and at every strength, with their 95 % intervals."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        columns, rows = 4, -(-len(stress.trials) // 4)
+        figure = Figure(figsize=(210 * columns / _INCH, 175 * rows / _INCH), layout="constrained")
+        figure.patch.set_visible(False)
+        for number, trial in enumerate(stress.trials):
+            axes = figure.add_subplot(rows, columns, number + 1)
+            axes.patch.set_visible(False)
+            _trial_panel(axes, stress, trial)
+            if number % columns:
+                axes.set_yticklabels([])
+        return Chart(_svg(figure, "stress"), "Error rates under each change", " ".join(_trial_words(stress, trial) for trial in stress.trials))
+
+
+def _trial_panel(axes: Axes, stress: Stress, trial: Trial) -> None:
+    rates = (stress.untouched, *trial.rates)
+    if stress.promised is not None:
+        axes.axhline(stress.promised, color=ALARM, linewidth=0.9, linestyle=(0, (4, 2)))
+    for colour, found in ((BAD, [each.miss for each in rates]), (GOOD, [each.false_alarm for each in rates])):
+        there = [(at, rate) for at, rate in enumerate(found) if rate is not None]
+        if not there:
+            continue
+        at = [x for x, _ in there]
+        axes.fill_between(at, [rate.low for _, rate in there], [rate.high for _, rate in there], color=colour, alpha=0.16, linewidth=0)
+        axes.plot(at, [rate.value for _, rate in there], color=colour, linewidth=1.8, marker="o", markersize=3.5, clip_on=False)
+    broken = [(at, each.false_alarm.value) for at, each in enumerate(rates) if stress.breaks(each.false_alarm)]
+    if broken:
+        axes.plot(*zip(*broken, strict=True), "o", color=ALARM, markersize=6.5, clip_on=False)
+    axes.set(xlim=(-0.25, len(trial.amounts) + 0.25), ylim=(-0.02, 1.02))
+    axes.set_xticks(range(len(rates)), ["as is", *(f"{amount:g}" for amount in trial.amounts)], fontsize=9.5)
+    axes.set_yticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
+    axes.set_title(trial.name, fontsize=11.5, color=INK, loc="left")
+    axes.set_xlabel(trial.wording.replace("{}", "").strip(), fontsize=10.5)
+
+
+def _trial_words(stress: Stress, trial: Trial) -> str:
+    rows = [f"{name}: {_shares(stress.untouched, trial, kind)}" for name, kind in (("good parts rejected", "false_alarm"), ("bad parts missed", "miss"))]
+    amounts = trial.wording.format(", ".join(f"{amount:g}" for amount in trial.amounts))
+    return f"{trial.name}, as is, then {amounts}. {'; '.join(rows)}."
+
+
+def _shares(untouched: Rates, trial: Trial, kind: str) -> str:
+    found: list[Rate | None] = [getattr(each, kind) for each in (untouched, *trial.rates)]
+    return ", ".join("none there" if rate is None else percent(rate.value) for rate in found)
 
 
 def _span(scores: np.ndarray, line: float | None) -> tuple[float, float]:

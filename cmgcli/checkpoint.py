@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from cmgcli.album import Album
 from cmgcli.bank import PatchBank
 from cmgcli.calibrate import Calibration
 from cmgcli.cmle import GuidedSpace
@@ -43,6 +44,8 @@ def save(detector: Detector, path: Path) -> None:
         "space.unexplained": language.space.unexplained,
         "bank.features": detector.bank.features,
         "bank.groups": detector.bank.groups,
+        "bank.origins": detector.bank.origins.int(),
+        "album.sheet": detector.album.sheet,
         "blend.location": torch.from_numpy(detector.blend.location),
         "blend.scale": torch.from_numpy(detector.blend.scale),
         "blend.weight": torch.from_numpy(detector.blend.weight),
@@ -54,6 +57,7 @@ def save(detector: Detector, path: Path) -> None:
         "format": FORMAT,
         "settings": asdict(detector.settings),
         "captions": language.captions,
+        "album": detector.album.names,
         "false_alarm": calibration.false_alarm,
         "threshold": calibration.threshold() if len(calibration.scores) else None,
         "fit_images": detector.fit_images,
@@ -120,6 +124,11 @@ def _detector(header: dict, tensors: dict[str, torch.Tensor]) -> Detector:
         settings.ridge,
         latent,
     )
+    bank = PatchBank(tensors["bank.features"], tensors["bank.groups"], tensors["bank.origins"].long())
+    if bank.origins.shape != (len(bank.features), 5):
+        raise ValueError(f"expected an image and a box for each patch, got origins {tuple(bank.origins.shape)}")
+    if int(bank.origins[:, 0].max()) >= len(header["album"]):
+        raise ValueError("a patch comes from an image that has no name")
     head = None
     if "head" in header:
         head = _weighted(DefectHead(**header["head"]), "head.", tensors)
@@ -128,7 +137,8 @@ def _detector(header: dict, tensors: dict[str, torch.Tensor]) -> Detector:
     return Detector(
         settings,
         language,
-        PatchBank(tensors["bank.features"], tensors["bank.groups"]),
+        bank,
+        Album(tuple(header["album"]), tensors["album.sheet"]),
         head,
         Blend(*(tensors[f"blend.{name}"].numpy() for name in ("location", "scale", "weight"))),
         tensors["map_reference"].numpy(),

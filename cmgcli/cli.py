@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -23,13 +22,15 @@ from cmgcli.console import (
     given,
     inputs,
     make_directory,
-    must_be_in_a_directory,
+    must_be_writable,
     output,
     parse_keep,
+    parse_size,
     progress_bar,
     reported,
     say,
     start_messages,
+    telling_if_interrupted,
     timed,
     training_state,
 )
@@ -38,7 +39,7 @@ from cmgcli.options import AllowMissing, BatchSize, DeviceOption
 
 if TYPE_CHECKING:
     from cmgcli.model import Model
-    from cmgcli.page import Page
+    from cmgcli.naming import Phrase
     from cmgcli.rows import Row
     from cmgcli.verdict import Tally, Verdict
 
@@ -107,6 +108,8 @@ def fit(
     relevance: o.RelevanceOption = None,
     keep: o.KeepOption = None,
     latent_dim: o.LatentDim = None,
+    tile: o.Tile = None,
+    overlap: o.Overlap = None,
     projection: o.ProjectionOption = None,
     epochs: o.Epochs = None,
     neighbours: o.Neighbours = None,
@@ -114,6 +117,7 @@ def fit(
     bank_size: o.BankSize = None,
     device: DeviceOption = None,
     batch_size: BatchSize = None,
+    precision: o.PrecisionOption = None,
     seed: o.Seed = None,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -126,11 +130,11 @@ def fit(
         options = given(
             captions=captions, caption=caption, encoder=encoder, false_alarm=false_alarm, calibration=calibration, cmer=cmer, cmle=cmle, adapt=adapt,
             adapt_steps=adapt_steps, relevance=relevance, keep=parse_keep(keep), latent_dim=latent_dim, projection=projection, epochs=epochs, neighbours=neighbours, ridge=ridge,
-            bank_size=bank_size, device=device, batch_size=batch_size, seed=seed, allow_missing=allow_missing or None,
+            bank_size=bank_size, tile=tile, overlap=overlap, device=device, batch_size=batch_size, precision=precision, seed=seed, allow_missing=allow_missing or None,
         )  # fmt: skip
         if images is None and not print_config:
             raise SettingsError("cmg fit learns from a directory of good images; give it with --images DIR")
-        must_be_in_a_directory(out, "--out")
+        must_be_writable(out, "--out", read=(captions, config))
         with timed("importing torch"):
             from cmgcli import pipeline
 
@@ -157,20 +161,28 @@ def _defaults(engine: Any) -> dict[str, Any]:
 @app.command()
 def score(
     paths: o.Paths,
-    model: o.ModelFile,
+    model: o.ModelFile = None,
+    zero_shot: o.ZeroShotOption = False,
     captions: o.ScoreCaptions = None,
+    caption: o.ZeroShotCaption = None,
+    encoder: o.ZeroShotEncoder = None,
     images: o.CaptionRoot = None,
+    defects: o.Defects = None,
     null: o.Null = False,
     out: o.ScoresOut = None,
     style: o.FormatOption = o.Format.csv,
     resume: o.Resume = False,
     maps: o.Maps = None,
+    explain: o.Explain = None,
+    explain_all: o.ExplainAll = False,
     junit: o.Junit = None,
     summary: o.Summary = None,
     fail_on_anomaly: o.FailOnAnomaly = False,
     max_anomalies: o.MaxAnomalies = None,
     watch_drift: o.WatchDrift = False,
     fail_on_drift: o.FailOnDrift = False,
+    engine: o.EngineOption = o.Engine.local,
+    address: o.Address = None,
     device: DeviceOption = None,
     batch_size: BatchSize = None,
     quiet: o.Quiet = False,
@@ -183,33 +195,73 @@ def score(
     with reported():
         from cmgcli import rows
         from cmgcli.drift import DriftWatch
+        from cmgcli.unfitted import check_options, score_unfitted
         from cmgcli.verdict import Tally, limits_of
 
         began = datetime.now().astimezone()
+        gates = {"--fail-on-anomaly": fail_on_anomaly, "--max-anomalies": max_anomalies, "--watch-drift": watch_drift, "--fail-on-drift": fail_on_drift}
+        served = gates | {"--junit": junit, "--summary": summary, "--explain": explain, "--explain-all": explain_all, "--defects": defects}
+        served |= {"--engine ray": engine is o.Engine.ray, "--address": address}
+        check_options(zero_shot, model, fitted=served, unfitted={"--caption": caption, "--encoder": encoder})
         limits = limits_of(fail_on_anomaly=fail_on_anomaly, max_anomalies=max_anomalies)
-        must_be_in_a_directory(junit, "--junit")
-        must_be_in_a_directory(summary, "--summary")
         if resume and out is None:
             raise SettingsError("--resume goes on in a file; give it with --out")
-        lookup, files = _lookup(captions, images), inputs(paths, nul=null)
-        jsonl = style is o.Format.jsonl
-        done = rows.resume_scores(out, jsonl=jsonl) if resume else ()
+        if explain_all and explain is None:
+            raise SettingsError("--explain-all says which images --explain takes; give --explain DIR too")
+        if images is not None and captions is None:
+            raise SettingsError("--images says where the paths of a caption file begin; give it with --captions, and what to score without an option")
+        if null and paths != ["-"]:
+            raise SettingsError("-0 says how paths end on standard input; give - as the only path")
+        if engine is o.Engine.ray and (maps or explain):
+            raise SettingsError(f"--engine ray writes rows, no pictures; leave out {'--maps' if maps else '--explain'}, or score with --engine local")
+        if engine is o.Engine.local and address is not None:
+            raise SettingsError("--address is where the cluster of --engine ray is; give both or neither")
+        files = inputs(paths, nul=null)
+        for path, option in ((out, "--out"), (junit, "--junit"), (summary, "--summary")):
+            must_be_writable(path, option, read=(model, captions, defects, *_named_alike(path, files)))
+        lookup = _lookup(captions, images)
+        jsonl, kind = style is o.Format.jsonl, rows.Row if defects is None else rows.NamedRow
+        phrases = _phrases(defects)
+        for directory, option in ((maps, "--maps"), (explain, "--explain")):
+            if directory is not None:
+                make_directory(directory, option, read=paths)
+        if zero_shot:
+            options = given(caption=caption, encoder=encoder, device=device, batch_size=batch_size)
+            score_unfitted(files, lookup, out=out, jsonl=jsonl, resume=resume, maps=maps, **options)
+            return
+        done = rows.resume_scores(out, jsonl=jsonl, kind=kind) if resume else ()
         files = rows.rest_of(files, done)
-        if maps is not None:
-            make_directory(maps)
         fitted = _load(model, device)
-        from cmgcli.scoring import score_files
+        from cmgcli.scoring import TileWork, score_files
 
         watch = DriftWatch(fitted.detector.calibration.scores) if watch_drift or fail_on_drift else None
         tally = Tally(keep=junit is not None or summary is not None, watch=watch)
         for row in done:
             tally.add(row)
-        found = score_files(fitted, files, lookup, done=done, maps=maps, live=paths == ["-"], **given(batch_size=batch_size))
+        work = TileWork()
+        if engine is o.Engine.ray:
+            from cmgcli.engine_ray import score_on_ray
+
+            found = score_on_ray(model, files, lookup, **given(phrases=phrases, address=address, device=device, batch_size=batch_size))
+        else:
+            extras = given(phrases=phrases, explained=explain, explain_all=explain_all, batch_size=batch_size)
+            found = score_files(fitted, files, lookup, done=done, maps=maps, live=paths == ["-"], work=work, **extras)
         with output(out, append=bool(done)) as stream, timed("scoring"):
-            _write(found, rows.row_writer(stream, header=not done, jsonl=jsonl), tally, out)
+            _write(found, rows.row_writer(stream, kind, header=not done, jsonl=jsonl), tally, out)
+        if paths == ["-"] and not tally.images:
+            say(f"no path came from standard input; expected one a line{', or NUL-separated' if null else ''}")
+        if work.sentence:
+            say(work.sentence)
         if watch is not None and watch.alarm is None:
             say(watch.sentence)
+        if explain is not None and not explain_all and not tally.anomalies:
+            say("no image is anomalous, so there is nothing to explain; --explain-all explains the others too")
         _conclude(tally.verdict(limits, fail_on_drift=fail_on_drift), fitted, began, junit, summary)
+
+
+def _named_alike(path: Path | None, files: Iterable[str]) -> list[str]:
+    """Those of the listed images that have the name of a file to write, and so might be it; what comes from a pipe is not known yet."""
+    return [file for file in files if Path(file).name == path.name] if path is not None and isinstance(files, list) else []
 
 
 def _lookup(captions: Path | None, images: Path | None) -> dict[Path, str] | None:
@@ -218,6 +270,14 @@ def _lookup(captions: Path | None, images: Path | None) -> dict[Path, str] | Non
     from cmgcli.dataset import caption_lookup, read_dataset
 
     return caption_lookup(read_dataset(images or captions.parent, captions, allow_missing=True).records)
+
+
+def _phrases(defects: Path | None) -> tuple[Phrase, ...] | None:
+    if defects is None:
+        return None
+    with timed("importing torch"):
+        from cmgcli.naming import read_phrases
+    return read_phrases(defects)
 
 
 def _load(file: Path, device: o.Device | None) -> Model:
@@ -292,13 +352,13 @@ def mask(
             captions=captions, caption=caption, encoder=encoder, relevance=relevance, keep=parse_keep(keep), device=device,
             batch_size=batch_size, allow_missing=allow_missing or None,
         )  # fmt: skip
-        make_directory(out)
-        must_be_in_a_directory(contact_sheet, "--contact-sheet")
+        make_directory(out, "--out", read=(images,))
+        must_be_writable(contact_sheet, "--contact-sheet", read=(captions,))
         with timed("importing torch"):
             from cmgcli import masking, pipeline
 
         results = pipeline.mask(images, **options)
-        with output(out / "summary.csv") as stream, timed("masking"):
+        with output(out / "summary.csv") as stream, timed("masking"), telling_if_interrupted(f"{out / 'summary.csv'} has a row of each image that was done"):
             masked = masking.write_masks(results, out, stream, contact_sheet=contact_sheet)
         for sentence in (f"wrote {out / 'summary.csv'}", *masked.sentences):
             say(sentence)
@@ -307,17 +367,43 @@ def mask(
             raise typer.Exit(SOME_UNREADABLE)
 
 
+@app.command()
+def export(
+    model: o.ModelFile,
+    size: o.ImageSize,
+    out: o.GraphOut = Path("model.onnx"),
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Write a model as one ONNX graph, image in, score and anomaly map out, that runs without torch.
+
+    Example: cmg export --model model.cmg --size 256x256 --out model.onnx
+    """
+    with reported():
+        shape = parse_size(size)
+        must_be_writable(out, "--out", read=(model,))
+        fitted = _load(model, o.Device.cpu)
+        from cmgcli.export import export_onnx
+
+        with timed("exporting"):
+            export_onnx(fitted, out, size=shape)
+        say(f"wrote {out}: images of {shape[0]} x {shape[1]}, {len(fitted.detector.language.captions)} captions")
+
+
 @app.command("eval")
 def evaluate(
     model: o.EvaluatedModel = None,
     scores: o.EvaluatedScores = None,
     images: o.EvaluatedImages = None,
     labels: o.Labels = None,
+    defects: o.EvaluatedDefects = None,
     min_auroc: o.MinAuroc = None,
     max_false_alarm: o.MaxFalseAlarm = None,
     max_miss: o.MaxMiss = None,
     ablate: o.Ablate = False,
-    adapt_steps: o.AblationSteps = 0,
+    adapt_steps: o.AblationSteps = None,
+    stress: o.StressOption = False,
+    stress_images: o.StressImages = None,
     json_file: o.JsonFile = None,
     report_file: o.ReportFile = None,
     device: DeviceOption = None,
@@ -332,25 +418,35 @@ def evaluate(
     """
     with reported():
         from cmgcli import audit, page, report
+        from cmgcli.publish import publish
 
         if (model is None) == (scores is None):
             raise SettingsError("give one of --model FILE, to score the images now, and --scores FILE, which cmg score wrote")
-        must_be_in_a_directory(json_file, "--json")
-        must_be_in_a_directory(report_file, "--report")
+        if stress_images is not None and not stress:
+            raise SettingsError("--stress-images says how many images --stress takes; give --stress too")
+        if adapt_steps is not None and not ablate:
+            raise SettingsError("--adapt-steps is for the models that --ablate fits; give it with --ablate")
+        must_be_writable(json_file, "--json", read=(model, scores, labels, defects))
+        must_be_writable(report_file, "--report", read=(model, scores, labels, defects))
         options = given(allow_missing=allow_missing or None, exhibits=None if report_file is None else page.EXHIBITS)
         if model is None:
             if ablate:
                 raise SettingsError("--ablate fits models of its own; give --model instead of --scores")
+            if defects is not None:
+                raise SettingsError("--defects looks at the images; give --model instead of --scores")
+            if stress:
+                raise SettingsError("--stress scores changed images; give --model instead of --scores")
             content = audit.audit_scores(scores, images, labels, options, command=sys.argv[1:])
         else:
             if images is None:
                 raise SettingsError("--model scores the images now; give their directory with --images")
-            options |= given(batch_size=batch_size)
-            steps = adapt_steps if ablate else None
-            with progress_bar() as progress:
-                content = audit.audit_model(model, images, labels, options, command=sys.argv[1:], ablate=steps, progress=progress, **given(device=device))
+            options |= given(batch_size=batch_size, phrases=_phrases(defects))
+            steps = (adapt_steps or 0) if ablate else None
+            extras = given(stress=stress, stress_images=stress_images, device=device)
+            with progress_bar() as progress, telling_if_interrupted("to evaluate in steps: cmg score --out FILE --resume, then cmg eval --scores FILE"):
+                content = audit.audit_model(model, images, labels, options, command=sys.argv[1:], ablate=steps, progress=progress, **extras)
         content = replace(content, gates=report.gates(content.result, min_auroc=min_auroc, max_false_alarm=max_false_alarm, max_miss=max_miss))
-        _publish(content, json_file, report_file)
+        publish(content, json_file, report_file)
         for gate in content.gates:
             if not gate.passed:
                 fail(f"gate failed: {gate.failure}")
@@ -360,25 +456,3 @@ def evaluate(
             raise typer.Exit(GATE_FAILED)
         if content.result.unreadable:
             raise typer.Exit(SOME_UNREADABLE)
-
-
-def _publish(content: Page, json_file: Path | None, report_file: Path | None) -> None:
-    """Tables to standard output, and the files that were asked for."""
-    from rich.console import Console
-
-    from cmgcli import page, report
-
-    console = Console()
-    console.print(report.evaluation_table(content.result))
-    for table in report.group_tables(content.result):
-        console.print(table)
-    if content.ablation:
-        console.print(report.ablation_table(content.ablation, content.paper_gain))
-    if json_file is not None:
-        plain = content.result.as_dict() | {"ablation": {name: row.as_dict() for name, row in content.ablation.items()}}
-        with output(json_file) as stream:
-            json.dump(plain, stream, indent=2, allow_nan=False, default=str)
-            stream.write("\n")
-    if report_file is not None:
-        page.write_page(content, report_file)
-        say(f"wrote {report_file}")

@@ -46,8 +46,8 @@ def read_config(path: Path, allowed: set[str]) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).replace("\n", " ")
-        raise SettingsError(f"config {path} cannot be read: {reason}") from error
+        reason = getattr(error, "strerror", None) or str(error).replace("\n", " ")
+        raise SettingsError(f"config {path} cannot be read: {reason}; cmg fit --print-config prints such a file") from error
     if not isinstance(values, dict):
         raise SettingsError(f"config {path}: expected a mapping of option names to values, got {type(values).__name__}")
     options = {str(key).replace("-", "_"): value for key, value in values.items()}

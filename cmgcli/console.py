@@ -43,6 +43,16 @@ def reported() -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
+@contextmanager
+def telling_if_interrupted(line: str) -> Iterator[None]:
+    """Say on Ctrl-C what there is of the result, or how to get it in steps."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(line)
+        raise
+
+
 # ---- messages
 
 
@@ -171,6 +181,14 @@ def parse_keep(keep: str | None) -> float | str | None:
         raise SettingsError(f"--keep: expected auto or a share such as 0.4, got {keep!r}") from error
 
 
+def parse_size(size: str) -> tuple[int, int]:
+    """What --size says: height and width; SettingsError for anything else."""
+    height, _, width = size.lower().partition("x")
+    if not (height.isascii() and height.isdigit() and width.isascii() and width.isdigit() and int(height) and int(width)):
+        raise SettingsError(f"--size: expected height and width such as 480x640, got {size!r}")
+    return int(height), int(width)
+
+
 @contextmanager
 def output(path: Path | None, *, append: bool = False) -> Iterator[Any]:
     """The text stream to write to: a new file, the end of an old one, or stdout."""
@@ -220,19 +238,34 @@ def training_state(out: Path, resume: bool) -> Iterator[Path]:
     clear()
 
 
-def make_directory(path: Path) -> Path:
-    """The directory, made with those above it where it is missing; OutputError where that cannot be."""
+def make_directory(path: Path, option: str, *, read: Iterable[Path | str] = ()) -> Path:
+    """The directory, made with those above it where it is missing.
+
+    Raises OutputError where that cannot be, or where it lies in a directory that is `read`: its pictures would be taken for images.
+    """
+    for source in read:
+        if os.path.isdir(source) and path.resolve().is_relative_to(Path(source).resolve()):
+            raise OutputError(f"cannot write to {path}: it lies in {source}, and the next run would take its pictures for images; choose another {option}")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot make the directory {path} ({error.strerror}); choose another") from error
+        raise OutputError(f"cannot make the directory {path} ({error.strerror}); choose another {option}") from error
     return path
 
 
-def must_be_in_a_directory(path: Path | None, option: str) -> None:
-    """Raise OutputError, before any work, where a file to write would lie in a directory that does not exist."""
-    if path is not None and not path.resolve().parent.is_dir():
+def must_be_writable(path: Path | None, option: str, *, read: Iterable[Path | str | None] = ()) -> None:
+    """Raise OutputError, before any work, where a file cannot be written, or is one that the run has `read` or will."""
+    if path is None:
+        return
+    if not path.resolve().parent.is_dir():
         raise OutputError(f"cannot write {path}: the directory {path.parent} does not exist; make it or choose another {option}")
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a directory; name a file, as {option} {path / 'FILE'}")
+    if not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
+        raise OutputError(f"cannot write {path}: you have no permission to; change it or choose another {option}")
+    for source in read:
+        if source is not None and os.path.isfile(source) and path.is_file() and os.path.samefile(path, source):
+            raise OutputError(f"cannot write {path}: this command reads it, and it would be lost; choose another {option}")
 
 
 def inputs(paths: Sequence[str], *, nul: bool = False) -> Iterable[str]:
@@ -241,11 +274,11 @@ def inputs(paths: Sequence[str], *, nul: bool = False) -> Iterable[str]:
         return stdin_paths(nul)
     if "-" in paths:
         raise SettingsError("- reads all paths from standard input; give it alone")
-    from cmgcli.images import find_images
+    from cmgcli.images import SUFFIXES, find_images
 
     files = find_images(paths)
     if not files:
-        say(f"no image in {' '.join(paths)}")
+        say(f"no image in {' '.join(paths)}: looked for {', '.join(sorted(SUFFIXES))}")
     return files
 
 

@@ -6,15 +6,14 @@ Of a long run a sample is shown, so that neither memory nor the picture grows wi
 from __future__ import annotations
 
 import random
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
 from cmgcli.images import write_png
+from cmgcli.lettering import SOFT, TEXT_SIZE, Lettering
 from cmgcli.pictures import heat, keep_overlay
 from cmgcli.rows import MaskRow
 
@@ -24,9 +23,7 @@ SIDE = 168  # pixels, of the square that each of a cell's three pictures is fitt
 _COLUMNS = 4
 _GAP, _MARGIN, _HEADER, _LINE = 4, 24, 76, 19  # pixels
 _CELL = 3 * SIDE + 2 * _GAP, SIDE + 2 * _LINE + 24  # width, height
-_PAPER, _MOUNT, _INK, _SOFT = 255, 236, "#16181d", "#6a6f7a"
-_FONT, _SIZE, _ADVANCE = "DejaVu Sans Mono", 12, 0.602  # comes with matplotlib; pixels; width of any character in sizes
-_DOTS = 64  # per inch: a power of two, so that inches give whole pixels back
+_PAPER, _MOUNT = 255, 236
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ class ContactSheet:
         high = relevance_scale([cell.relevance for cell in cells])
         width = columns * (_CELL[0] + _MARGIN) + _MARGIN
         sheet = np.full((_HEADER + -(-len(cells) // columns) * _CELL[1] + _MARGIN, width, 3), _PAPER, np.uint8)
-        text = _Lettering(sheet)
+        text = Lettering(sheet)
         self._head(text, sheet, high)
         for place, cell in enumerate(cells):
             left, top = _MARGIN + place % columns * (_CELL[0] + _MARGIN), _HEADER + place // columns * _CELL[1]
@@ -86,15 +83,15 @@ class ContactSheet:
         """Write the sheet as PNG, whole or not at all. Raises OutputError where that fails."""
         write_png(path, self.draw())
 
-    def _head(self, text: _Lettering, sheet: np.ndarray, high: float) -> None:
+    def _head(self, text: Lettering, sheet: np.ndarray, high: float) -> None:
         room = sheet.shape[1] - 2 * _MARGIN
         text.put(f"cmg mask: {self.shown} of {self.images} images", _MARGIN, 30, room, size=17)
-        text.put("image | relevance | kept", _MARGIN, 54, room, colour=_SOFT)
+        text.put("image | relevance | kept", _MARGIN, 54, room, colour=SOFT)
         right = sheet.shape[1] - _MARGIN
         bar = heat(np.linspace(0, high, SIDE)[None].repeat(14, axis=0), low=0, high=high)
         sheet[42:56, right - 60 - SIDE : right - 60] = bar
-        text.put("relevance 0", right - 68 - SIDE, 54, 100, colour=_SOFT, to_the_left=True)
-        text.put(f"{high:.2g}", right - 54, 54, 60, colour=_SOFT)
+        text.put("relevance 0", right - 68 - SIDE, 54, 100, colour=SOFT, to_the_left=True)
+        text.put(f"{high:.2g}", right - 54, 54, 60, colour=SOFT)
 
 
 def relevance_scale(relevances: list[np.ndarray]) -> float:
@@ -111,7 +108,7 @@ def fit_square(image: np.ndarray, side: int) -> np.ndarray:
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR)
 
 
-def _draw_cell(text: _Lettering, sheet: np.ndarray, cell: _Cell, left: int, top: int, high: float) -> None:
+def _draw_cell(text: Lettering, sheet: np.ndarray, cell: _Cell, left: int, top: int, high: float) -> None:
     height, width = cell.image.shape[:2]
     smooth = cv2.resize(cell.relevance.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
     y, x = top + (SIDE - height) // 2, left + (SIDE - width) // 2
@@ -121,43 +118,7 @@ def _draw_cell(text: _Lettering, sheet: np.ndarray, cell: _Cell, left: int, top:
         x += SIDE + _GAP
     row = cell.row
     numbers = f"match {row.match_before:z.2f} \N{RIGHTWARDS ARROW} {row.match_after:z.2f}, {row.kept:.0%} kept"
-    room = _CELL[0] - text.width(numbers) - 2 * _SIZE
+    room = _CELL[0] - text.width(numbers) - 2 * TEXT_SIZE
     text.put(row.file, left, top + SIDE + _LINE, room, keep_end=True)
     text.put(numbers, left + _CELL[0], top + SIDE + _LINE, _CELL[0], to_the_left=True)
-    text.put(row.caption, left, top + SIDE + 2 * _LINE, _CELL[0], colour=_SOFT)
-
-
-class _Lettering:
-    """Text over a picture, in the letters of all scripts that matplotlib's own font has."""
-
-    def __init__(self, picture: np.ndarray) -> None:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        height, width = picture.shape[:2]
-        self._picture = picture
-        self._figure = Figure(figsize=(width / _DOTS, height / _DOTS), dpi=_DOTS)
-        self._canvas = FigureCanvasAgg(self._figure)
-
-    @staticmethod
-    def width(text: str, size: int = _SIZE) -> float:
-        return len(text) * size * _ADVANCE
-
-    def put(
-        self, text: str, x: float, y: float, room: float, *, size: int = _SIZE, colour: str = _INK, to_the_left: bool = False, keep_end: bool = False
-    ) -> None:
-        """One line on the base line `y`, from or up to `x`; what is longer than `room` pixels loses its end, or its start."""
-        plain = " ".join(text.encode("utf-8", "replace").decode().split())
-        most = max(2, int(room / self.width("x", size)))
-        if len(plain) > most:
-            plain = "\N{HORIZONTAL ELLIPSIS}" + plain[1 - most :] if keep_end else plain[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
-        height, width = self._picture.shape[:2]
-        style: dict[str, Any] = {"family": _FONT, "size": size * 72 / _DOTS, "color": colour, "parse_math": False}
-        self._figure.text(x / width, 1 - y / height, plain, ha="right" if to_the_left else "left", va="baseline", **style)
-
-    def drawn(self) -> np.ndarray:
-        self._figure.figimage(self._picture)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing")  # such a letter is a box; the rows have the name
-            self._canvas.draw()
-        return np.asarray(self._canvas.buffer_rgba())[..., :3].copy()
+    text.put(row.caption, left, top + SIDE + 2 * _LINE, _CELL[0], colour=SOFT)

@@ -211,6 +211,8 @@ def _rows(captions: Path) -> Iterator[tuple[int, dict[str, str]]]:
         data = captions.read_bytes()
     except OSError as error:
         raise DatasetError(f"{str(captions)!r} cannot be read: {error.strerror}: give a CSV, TSV or JSONL file") from error
+    if data.startswith(b"PK\x03\x04"):
+        raise DatasetError(f"{str(captions)!r}, line 1: this is a spreadsheet or an archive: save its table as CSV in UTF-8")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -258,7 +260,7 @@ def _json_rows(text: str, captions: Path) -> Iterator[tuple[int, dict[str, str]]
         except (ValueError, RecursionError) as error:
             raise DatasetError(f"{where}: not valid JSON: write one object a line, as {example}") from error
         if not isinstance(values, dict):
-            raise DatasetError(f"{where}: expected an object, as {example}, got {type(values).__name__}")
+            raise DatasetError(f"{where}: expected an object on each line, as {example}, got {type(values).__name__}")
         _require_columns(list(values), where)
         row = _known(values)
         for name, value in row.items():
@@ -284,6 +286,8 @@ def _require_columns(found: list[str], where: str) -> None:
         remedy = f"rename {free[near[0]]!r} to {name!r}" if near else f"add a column {name!r}"
         if any(";" in column for column in found):
             remedy = "separate the columns by commas, not by semicolons"
+        elif any("\t" in column for column in found):
+            remedy = "separate the columns by commas, or name the file .tsv"
         raise DatasetError(f"{where}: no column {name!r} (or {alias!r}) among {', '.join(map(repr, found))}: {remedy}")
 
 

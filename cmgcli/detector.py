@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cmgcli.album import Album
 from cmgcli.bank import PatchBank
 from cmgcli.calibrate import Calibration
 from cmgcli.cmle import GuidedSpace, Reconstruction, caption_weights, residual_norm
@@ -39,12 +40,19 @@ class Settings:
     ridge: float
     bank_size: int
     latent_dim: int | None
+    tile: int | None  # side in pixels of the tiles in which larger images are seen; None: as a whole
+    overlap: float  # share of a tile
     adapt_steps: int  # the most; 0: no defect head
     calibration: str  # split or cross
     projection: str  # closed, linear or mlp
     epochs: int  # of a trained projection
     seed: int
+    encoder_precision: str  # of the matrix products that encode images: bfloat16 where the processor that fitted is fast at it, else float32
     precision: str  # of the head's convolutions: bfloat16 where the machine that fitted is fast at it, else float32
+
+    def images_at_once(self, batch_size: int) -> int:
+        """How many images to hold decoded at a time: large ones come one by one, each a batch of tiles."""
+        return batch_size if self.tile is None else 1
 
 
 @dataclass(frozen=True)
@@ -112,8 +120,12 @@ class Blend:
 
     def __call__(self, parts: np.ndarray) -> np.ndarray:
         """Scores (n,) of parts (n, 3); an absent part is NaN and has weight 0."""
+        return self.terms(parts).sum(axis=1)
+
+    def terms(self, parts: np.ndarray) -> np.ndarray:
+        """What each part adds to the score: (..., 3) of parts (..., 3); 0 for an absent part."""
         z = (np.asarray(parts, np.float64) - self.location) / self.scale
-        return np.where(self.weight > 0, self.weight * np.logaddexp(0, np.nan_to_num(z)), 0).sum(axis=1)
+        return np.where(self.weight > 0, self.weight * np.logaddexp(0, np.nan_to_num(z)), 0)
 
 
 def fit_blend(normal: np.ndarray, anomalous: Sequence[np.ndarray]) -> Blend:
@@ -151,6 +163,7 @@ class Detector:
     settings: Settings
     language: Language
     bank: PatchBank
+    album: Album | None  # None until a fit has taken the pictures
     head: DefectHead | None
     blend: Blend
     map_reference: np.ndarray  # (2, 3) location and scale of a normal image's peak, and weight, of the patch map and the head map

@@ -66,6 +66,8 @@ class DriftWatch:
     @property
     def sentence(self) -> str:
         """What was found, in plain words."""
+        if self.alarm is None and self.scores < _FEWEST:
+            return f"too few to say whether the line has drifted: {self.scores} scores, it takes {_FEWEST}"
         if self.alarm is None:
             return f"no drift seen in {self.scores} scores"
         return (

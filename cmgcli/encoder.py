@@ -1,21 +1,19 @@
-"""One CLIP model: weights, preprocessing, image, patch and text features. The sole importer of open_clip.
+"""One CLIP model: weights, preprocessing, image, patch and text features.
 
 Letters as in the rest of the package: ``B`` images, ``P = h * w`` patches, ``W`` token width, ``D`` embedding size.
 
-open_clip's `VisionTransformer` calls ``self.patch_dropout`` right after the position embedding. `TokenGather` stands in
-its place, so that hidden patches are *removed from the token sequence* and the tower never computes them (the trick of
-patch dropout, Li et al., "Scaling Language-Image Pre-training via Masking", CVPR 2023).
+Images go through `tower`. open_clip, which takes longer to import than torch, is needed for weights that are not the
+built-in ones, and for captions; see `clip`.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cmgcli.clip import BUILTIN, WEIGHTS, TextSide, builtin_model, builtin_tokenizer, first_line, load_clip
 from cmgcli.errors import EncoderError
 from cmgcli.images import to_square
+from cmgcli.tower import Tower, TowerShape, native_bfloat16, tower_of
 
 logger = logging.getLogger(__name__)
-
-WEIGHTS = Path(__file__).parent / "weights"
-BUILTIN = "cmg-builtin"
 
 
 @dataclass(frozen=True)
@@ -45,21 +42,6 @@ class ImageFeatures:
         return ImageFeatures(self.embedding[rows], self.dense[rows], tuple(layer[rows] for layer in self.patches))
 
 
-class TokenGather(nn.Module):
-    """Passes on the class token and the patch tokens named by `index`; every token while `index` is None."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.index: Tensor | None = None  # (B, K) int64, patch numbers
-
-    def forward(self, tokens: Tensor) -> Tensor:  # (B, 1 + P, W)
-        """The class token and the chosen patch tokens (B, 1 + K, W); all of them where nothing is chosen."""
-        if self.index is None:
-            return tokens
-        index = self.index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])  # (B, K, W)
-        return torch.cat([tokens[:, :1], tokens[:, 1:].gather(1, index)], dim=1)
-
-
 class Encoder:
     """A CLIP model with a vision transformer, ready to encode on one device; made by `load_encoder`.
 
@@ -72,33 +54,41 @@ class Encoder:
         averages: True where the embedding is the mean of the projected patch tokens, so that the match with a text
             splits exactly into one term per patch.
         sharpness: what the model learnt to multiply a cosine by, to have the log-odds of a caption.
+        precision: float32 or bfloat16, of the matrix products that encode images; texts are encoded in float32.
+        at_once: images in one forward pass. One on a processor: it is as fast there, and makes a result the same to the
+            last bit in every batch. None on a GPU: all that come.
     """
 
-    def __init__(self, name: str, model: nn.Module, tokenizer, *, mean: Sequence[float], std: Sequence[float], device: str) -> None:
-        from open_clip.transformer import VisionTransformer
-
-        tower = model.visual
-        if not isinstance(tower, VisionTransformer) or tower.attn_pool is not None:
-            raise EncoderError(
-                f"encoder {name}: expected a plain open_clip vision transformer, got {type(tower).__name__}; "
-                "choose a ViT such as ViT-B-16"
-            )
-        self.name = name
+    def __init__(
+        self,
+        name: str,
+        tower: Tower,
+        text: Callable[[], TextSide],
+        *,
+        sha256: str,
+        sharpness: float,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: str,
+        precision: str,
+    ) -> None:
+        self.name, self.sha256, self.sharpness, self.precision = name, sha256, sharpness, precision
         self.device = torch.device(device)
-        self.model = model.eval().requires_grad_(False).to(self.device)
-        self.tokenizer = tokenizer
-        self.gather = TokenGather()
-        tower.patch_dropout = self.gather
-        self.image_size = int(tower.image_size[0])
-        self.grid = tuple(tower.grid_size)
-        self.dim = int(tower.output_dim)
-        self.width = int(tower.ln_pre.normalized_shape[0]) if hasattr(tower.ln_pre, "normalized_shape") else tower.conv1.out_channels
-        self.depth = len(tower.transformer.resblocks)
-        self.averages = tower.pool_type == "avg" and not tower.final_ln_after_pool
+        self.tower = (tower.in_bfloat16() if precision == "bfloat16" else tower).to(self.device)
+        self.at_once = 1 if device == "cpu" else None
+        self.image_size, self.grid = tower.shape.image_size, tower.grid
+        self.dim, self.width, self.depth = tower.dim, tower.width, tower.depth
+        self.averages = tower.shape.averages and not tower.shape.norm_after_pool
         self.mean = tuple(float(v) for v in mean)
         self.std = tuple(float(v) for v in std)
-        self.sharpness = float(model.logit_scale.exp())
-        self.sha256 = digest(model)
+        self._load_text_side = text
+
+    @functools.cached_property
+    def _text_side(self) -> TextSide:
+        """Loaded when the first text is encoded."""
+        side = self._load_text_side()
+        side.model.eval().requires_grad_(False).to(self.device)
+        return side
 
     @property
     def patch_count(self) -> int:
@@ -142,7 +132,7 @@ class Encoder:
                 raise
             if len(pixels) == 1:
                 raise EncoderError(
-                    f"encoder {self.name}: there is not enough memory on {self.device} for one image ({_first_line(error)}); choose a smaller encoder"
+                    f"encoder {self.name}: there is not enough memory on {self.device} for one image ({first_line(error)}); choose a smaller encoder"
                 ) from error
         _say_halved_once()  # here the error is gone, and with it the tensors of the forward pass that its traceback held
         half = len(pixels) // 2
@@ -152,33 +142,18 @@ class Encoder:
         return ImageFeatures(torch.cat([first.embedding, second.embedding]), torch.cat([first.dense, second.dense]), patches)
 
     def _forward(self, pixels: Tensor, index: Tensor | None, layers: Sequence[int]) -> ImageFeatures:
-        tower = self.model.visual
-        last = self.depth - 1
-        wanted = sorted({*layers, last})
-        self.gather.index = index
-        try:
-            out = tower.forward_intermediates(pixels, indices=wanted, output_fmt="NLC")
-        finally:
-            self.gather.index = None
-        tokens = dict(zip(wanted, out["image_intermediates"], strict=True))  # each (B, K, W)
-        dense = tower.ln_post(tokens[last]) @ tower.proj  # (B, K, D)
-        embedding = nn.functional.normalize(out["image_features"], dim=-1)
-        return ImageFeatures(embedding, dense, tuple(tokens[layer] for layer in layers))
+        step = self.at_once or len(pixels)
+        outs = [self.tower(pixels[i : i + step], None if index is None else index[i : i + step], layers) for i in range(0, len(pixels), step)]
+        embedding = nn.functional.normalize(torch.cat([out.embedding for out in outs]), dim=-1)
+        patches = tuple(torch.cat(parts) for parts in zip(*(out.layers for out in outs), strict=True))
+        return ImageFeatures(embedding, torch.cat([out.dense for out in outs]), patches)
 
-    def encode_tokens(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Late patch tokens (B, W, h, w) float32 of whole images, each (H, W, 3) uint8; what the defect head reads."""
-        tokens = self.encode_image(self.preprocess(images), layers=self.feature_layers[-1:]).patches[0]  # (B, P, W)
-        return tokens.transpose(1, 2).unflatten(2, self.grid)
-
-    @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """(U, D) float32 unit-norm embeddings of ``U`` texts; words past the model's context length are cut off."""
         if not texts:
             return torch.empty(0, self.dim, device=self.device)
-        chunks = [
-            self.model.encode_text(self.tokenizer(list(texts[i : i + 256])).to(self.device), normalize=True)
-            for i in range(0, len(texts), 256)
-        ]
+        model, tokenizer = self._text_side.model, self._text_side.tokenizer
+        chunks = [model.encode_text(tokenizer(list(texts[i : i + 256])).to(self.device), normalize=True) for i in range(0, len(texts), 256)]
         return torch.cat(chunks).float()
 
 
@@ -188,19 +163,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 @functools.cache
 def _say_halved_once() -> None:
     logger.warning("a batch of images did not fit into memory and was encoded in halves; a smaller --batch-size saves the attempts")
 
 
-def digest(model: nn.Module) -> str:
+def digest(state: Mapping[str, Tensor]) -> str:
     """sha256 over the names, shapes and float32 values of all weights, in the order of their names."""
     sha = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         sha.update(f"{name}{tuple(tensor.shape)}".encode())
         sha.update(tensor.detach().cpu().float().contiguous().numpy())
     return sha.hexdigest()
@@ -215,93 +186,45 @@ def choose_device(device: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
-def load_encoder(name: str = "builtin", *, device: str = "auto") -> Encoder:
+def choose_precision(device: str, precision: str | None = None) -> str:
+    """The precision asked for; by default, bfloat16 on a processor that is fast at it, else float32.
+
+    On a GPU the kernel, and with it the rounding, changes with the size of the batch: in bfloat16 a score would.
+    """
+    if precision not in (None, "float32", "bfloat16"):
+        raise EncoderError(f"precision: expected float32 or bfloat16, got {precision!r}")
+    if precision is not None:
+        return precision
+    return "bfloat16" if device == "cpu" and native_bfloat16() else "float32"
+
+
+def load_encoder(name: str = "builtin", *, device: str = "auto", precision: str = "float32") -> Encoder:
     """Load an encoder with its weights; never one that is randomly initialised.
 
     Args:
         name: ``builtin``; ``NAME/TAG``, open_clip's pretrained weights from the Hugging Face cache or hub;
             ``NAME@FILE``, an open_clip architecture with weights on disk; ``local-dir:DIR`` or ``hf-hub:ORG/REPO``, an
             open_clip folder on disk or in the cache.
-        device: auto, cpu or cuda.
+        device: auto, cpu or cuda. precision: float32 or bfloat16; see `choose_precision`.
     Raises:
         EncoderError: the name is unknown, or the weights are missing or damaged; it names the remedy.
     """
-    import open_clip
-
     device = choose_device(device)
     if name == "builtin":
-        return _load_builtin(device)
-    if name.startswith("hf-hub:"):
-        architecture, pretrained = name, None
-    elif name.startswith("local-dir:"):
-        if not Path(name.removeprefix("local-dir:")).is_dir():
-            raise EncoderError(f"encoder {name}: no such directory; expected a folder with open_clip_config.json and weights")
-        architecture, pretrained = name, None
-    elif "@" in name:
-        architecture, pretrained = name.split("@", 1)
-        if not Path(pretrained).is_file():
-            raise EncoderError(f"encoder {name}: no weight file {pretrained}; give the path of an open_clip checkpoint")
-    elif "/" in name:
-        architecture, pretrained = name.split("/", 1)
-    else:
-        raise EncoderError(f"encoder {name}: expected builtin, NAME/TAG, NAME@FILE or local-dir:DIR{_suggest(name)}")
-    if pretrained is not None and architecture not in open_clip.list_models():
-        raise EncoderError(f"encoder {name}: open_clip knows no model {architecture}{_suggest(architecture)}")
-    quick_gelu = False  # the activation that some weights were trained with; the wrong one would only be warned of
-    if pretrained is not None and "@" not in name:
-        tags = open_clip.list_pretrained_tags_by_model(architecture)
-        if pretrained not in tags:
-            raise EncoderError(f"encoder {name}: no weights named {pretrained}; {architecture} has {', '.join(tags) or 'none'}")
-        quick_gelu = bool(open_clip.get_pretrained_cfg(architecture, pretrained).get("quick_gelu"))
-    try:
-        with quiet_open_clip():
-            model = open_clip.create_model(
-                architecture, pretrained=pretrained, require_pretrained=True, force_quick_gelu=quick_gelu, device="cpu"
-            )
-            tokenizer = open_clip.get_tokenizer(architecture)
-    except Exception as error:  # noqa: BLE001 - open_clip, huggingface_hub, torch and safetensors each raise their own
-        raise EncoderError(
-            f"encoder {name}: the weights could not be loaded ({_first_line(error)}); without a network, put them into the Hugging Face "
-            "cache (HF_HOME), or give them as NAME@FILE or local-dir:DIR"
-        ) from error
-    config = open_clip.get_model_preprocess_cfg(model)
-    return Encoder(name, model, tokenizer, mean=config["mean"], std=config["std"], device=device)
-
-
-@contextmanager
-def quiet_open_clip() -> Iterator[None]:
-    """open_clip announces each step on the root logger; what goes wrong reaches the user as an error of ours."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(level)
-
-
-def _suggest(architecture: str) -> str:
-    import open_clip
-
-    near = difflib.get_close_matches(architecture, open_clip.list_models(), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def builtin_model() -> nn.Module:
-    """The built-in architecture of ``weights/cmg-builtin.json``, without its weights (for training it, and `load_encoder`)."""
-    import open_clip
-
-    open_clip.add_model_config(WEIGHTS / f"{BUILTIN}.json")
-    with quiet_open_clip():
-        return open_clip.create_model(BUILTIN, device="cpu")
-
-
-def builtin_tokenizer():
-    """open_clip's byte-pair tokenizer at the built-in model's context length."""
-    import open_clip
-
-    config = json.loads((WEIGHTS / f"{BUILTIN}.json").read_text(encoding="utf-8"))
-    return open_clip.get_tokenizer("ViT-B-32", context_length=config["text_cfg"]["context_length"])
+        return _load_builtin(device, precision)
+    clip = load_clip(name)
+    text = clip.text
+    return Encoder(
+        name,
+        clip.tower,
+        lambda: text,
+        sha256=digest(clip.state),
+        sharpness=math.exp(clip.state["logit_scale"]),
+        mean=clip.mean,
+        std=clip.std,
+        device=device,
+        precision=precision,
+    )
 
 
 def save_builtin(model: nn.Module, touched: Tensor, path: Path) -> None:
@@ -319,7 +242,40 @@ def save_builtin(model: nn.Module, touched: Tensor, path: Path) -> None:
     save_file(state, path, metadata={"sha256": _tensor_digest(state)})
 
 
-def _load_builtin(device: str) -> Encoder:
+def _load_builtin(device: str, precision: str) -> Encoder:
+    state = _builtin_state()
+    config = json.loads((WEIGHTS / f"{BUILTIN}.json").read_text(encoding="utf-8"))["vision_cfg"]
+    shape = TowerShape(
+        image_size=config["image_size"],
+        heads=config["width"] // config["head_width"],
+        averages=config["pool_type"] == "avg",
+        norm_after_pool=config["final_ln_after_pool"],
+        activation="gelu",
+    )
+    visual = {name.removeprefix("visual."): tensor for name, tensor in state.items() if name.startswith("visual.")}
+    side = config["image_size"] // config["patch_size"]
+    return Encoder(
+        "builtin",
+        tower_of(visual, shape, (side, side)),
+        lambda: TextSide(trained_builtin_model(), builtin_tokenizer()),
+        sha256=digest(state),
+        sharpness=math.exp(state["logit_scale"]),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        device=device,
+        precision=precision,
+    )
+
+
+def trained_builtin_model() -> nn.Module:
+    """open_clip's model of the built-in encoder with its weights."""
+    model = builtin_model()
+    model.load_state_dict(_builtin_state(), strict=True)
+    return model
+
+
+def _builtin_state() -> dict[str, Tensor]:
+    """The built-in weights in float32, by open_clip's names."""
     from safetensors import SafetensorError, safe_open
 
     path = WEIGHTS / f"{BUILTIN}.safetensors"
@@ -334,12 +290,11 @@ def _load_builtin(device: str) -> Encoder:
         raise EncoderError(
             f"the built-in encoder's weights {path} are damaged: expected checksum {expected[:16]}, got {found[:16]}; install cmgcli again"
         )
-    model = builtin_model()
-    table = torch.zeros_like(model.token_embedding.weight)
-    table[state.pop("token_embedding.rows").long()] = state.pop("token_embedding.values").float()
-    state["token_embedding.weight"] = table
-    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=True)
-    return Encoder("builtin", model, builtin_tokenizer(), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), device=device)
+    rows, values = state.pop("token_embedding.rows").long(), state.pop("token_embedding.values").float()
+    config = json.loads((WEIGHTS / f"{BUILTIN}.json").read_text(encoding="utf-8"))["text_cfg"]
+    table = torch.zeros(config["vocab_size"], values.shape[1])
+    table[rows] = values
+    return {name: tensor.float() for name, tensor in state.items()} | {"token_embedding.weight": table}
 
 
 def _tensor_digest(state: dict[str, Tensor]) -> str:

@@ -14,12 +14,13 @@ from cmgcli.calibrate import choose_calibration
 from cmgcli.dataset import Record, test_records
 from cmgcli.errors import DatasetError, ImageError
 from cmgcli.exhibits import Worst, exhibit, shrink
-from cmgcli.figures import evaluation_of, labelled
+from cmgcli.figures import confusion_of, evaluation_of, labelled
 from cmgcli.images import read_mask
 from cmgcli.loader import BATCH
 from cmgcli.looks import BUDGET, Looks
 from cmgcli.metrics import PixelTally
 from cmgcli.model import MAP_CALM, MAP_STRANGE, Inspection, Model
+from cmgcli.naming import Namer, Phrase
 from cmgcli.pipeline import Progress, fit_records, read_records, records_to_fit
 from cmgcli.report import Case, Evaluation
 from cmgcli.rows import Row
@@ -35,6 +36,7 @@ def evaluate(
     labels: Path | str | None = None,
     *,
     exhibits: int = 0,
+    phrases: Sequence[Phrase] | None = None,
     batch_size: int = BATCH,
     allow_missing: bool = False,
     progress: Progress | None = None,
@@ -45,12 +47,13 @@ def evaluate(
         labels: dataset file with a `label` column, and `mask` where pixels are judged; None for a folder layout. Of a file
             with splits only ``test`` is used.
         exhibits: how many of the worst misses and of the worst false alarms are kept as pictures.
+        phrases: defects to name bad images by, and to compare with the labels' column `defect`; see `naming`.
     Raises:
         DatasetError: no label, or only one class; says which. A mask that has not the size of its image.
     """
     records = read_records(images, labels, allow_missing=allow_missing)
     test = labelled(test_records(records), labels or images)
-    return evaluate_records(model, test, exhibits=exhibits, batch_size=batch_size, progress=progress)
+    return evaluate_records(model, test, exhibits=exhibits, phrases=phrases, batch_size=batch_size, progress=progress)
 
 
 def evaluate_records(
@@ -58,6 +61,7 @@ def evaluate_records(
     records: Sequence[Record],
     *,
     exhibits: int = 0,
+    phrases: Sequence[Phrase] | None = None,
     batch_size: int = BATCH,
     progress: Progress | None = None,
     looks: Looks | None = None,
@@ -73,22 +77,26 @@ def evaluate_records(
     looks = looks.under(settings) if looks else Looks(records, model.encoder, settings, batch_size=batch_size, budget=0)
     pixels = PixelTally() if any(record.mask for record in records) else None
     worst = Worst(exhibits)
-    cases = []
-    maps = pixels is not None or exhibits > 0
+    namer = None if phrases is None else Namer(model.encoder, phrases)
+    cases, named = [], []
+    maps = pixels is not None or exhibits > 0 or namer is not None
     for done, (record, inspection) in enumerate(zip(records, _inspections(model, looks, maps), strict=True), 1):
         report("scoring", done, len(records))
-        case = Case(record, inspection.row)
+        truth = None if record.mask is None or inspection.row.error else _mask(record, inspection.view.image.shape[:2])
+        case = Case(record, inspection.row, None if truth is None else float(truth.mean()))
         cases.append(case)
         if inspection.row.error:
             continue
         if pixels is not None and (record.mask or not record.label):  # an anomaly without a mask tells nothing about pixels
-            heights = inspection.anomaly_map
-            small = shrink(heights, MAP_SIDE)
-            pixels.add(_small_mask(record, heights.shape, small.shape), small)
+            small = shrink(inspection.anomaly_map, MAP_SIDE)
+            pixels.add(np.zeros(small.shape, bool) if truth is None else _small_mask(truth, small.shape), small)
+        if namer is not None and case.anomalous and record.defect:
+            named.append((record.defect, namer.defects(inspection)[0].name))
         worst.offer(case, partial(exhibit, case, inspection.view.image, inspection.anomaly_map, low=MAP_CALM, high=MAP_STRANGE))
     calibration = model.detector.calibration
     promised = calibration.promised_rate if len(calibration.scores) else None
-    return evaluation_of(cases, worst, threshold=calibration.threshold(), promised=promised, pixels=pixels)
+    result = evaluation_of(cases, worst, threshold=calibration.threshold(), promised=promised, pixels=pixels)
+    return result if namer is None else replace(result, naming=confusion_of(namer.names, named))
 
 
 def _inspections(model: Model, looks: Looks, maps: bool) -> Iterator[Inspection]:
@@ -101,16 +109,19 @@ def _inspections(model: Model, looks: Looks, maps: bool) -> Iterator[Inspection]
                 yield model.inspection(name, view, text, looks.text, maps)
 
 
-def _small_mask(record: Record, full: tuple[int, int], small: tuple[int, int]) -> np.ndarray:
-    """The mask (H', W') bool at the size of the small map; a pixel is set where any of its pixels is."""
-    if record.mask is None:
-        return np.zeros(small, bool)
+def _mask(record: Record, shape: tuple[int, int]) -> np.ndarray:
+    """The record's mask (H, W) bool, of its image's shape."""
     mask = read_mask(record.mask)
-    if mask.shape != full:
+    if mask.shape != shape:
         raise DatasetError(
-            f"mask {record.mask} of {record.file_name}: expected the size of its image, {full[1]} x {full[0]}, "
+            f"mask {record.mask} of {record.file_name}: expected the size of its image, {shape[1]} x {shape[0]}, "
             f"got {mask.shape[1]} x {mask.shape[0]}; draw it on the image as it is, or leave the column mask empty"
         )
+    return mask
+
+
+def _small_mask(mask: np.ndarray, small: tuple[int, int]) -> np.ndarray:
+    """A mask (H, W) bool at the size of the small map; a pixel is set where any of its pixels is."""
     return cv2.resize(mask.astype(np.float32), small[::-1], interpolation=cv2.INTER_AREA) > 0
 
 

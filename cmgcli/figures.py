@@ -1,5 +1,6 @@
 """From labelled cases to the figures of an evaluation. Knows nothing of models: scores from a file serve as well."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -9,11 +10,12 @@ from cmgcli import metrics
 from cmgcli.dataset import Record
 from cmgcli.errors import DatasetError
 from cmgcli.exhibits import Worst
-from cmgcli.report import Case, Evaluation, Group, Rate
+from cmgcli.report import Case, Confusion, Evaluation, Group, Rate
 from cmgcli.rows import COLUMNS
 
 _PARTS = tuple(name for name in COLUMNS if name.endswith("_score"))
 UNNAMED = "(not named)"
+SIZES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # shares of the image between which defects are of one size
 
 
 def labelled(records: Sequence[Record], source: Path | str) -> tuple[Record, ...]:
@@ -70,10 +72,20 @@ def evaluation_of(
         auroc_by_part=_auroc_by_part(readable),
         by_defect=_by_defect(readable),
         by_caption=_by_caption(readable),
+        by_size=_by_size(readable),
         cases=tuple(cases),
         worst_misses=worst.misses,
         worst_false_alarms=worst.false_alarms,
     )
+
+
+def confusion_of(names: Sequence[str], given: Iterable[tuple[str, str]]) -> Confusion:
+    """The confusion of pairs of a label and the name that its image got first; upper and lower case are the same."""
+    pairs = list(given)
+    known = {name.casefold() for name in names}
+    judged = [label.casefold() == name.casefold() for label, name in pairs if label.casefold() in known]
+    counts = {label: dict(Counter(name for other, name in pairs if other == label)) for label in sorted({label for label, _ in pairs})}
+    return Confusion(tuple(names), counts, _rate(judged))
 
 
 def truth_and_scores(cases: Sequence[Case]) -> tuple[np.ndarray, np.ndarray]:
@@ -103,6 +115,20 @@ def _by_defect(cases: Sequence[Case]) -> dict[str, Group]:
     if set(kinds) == {UNNAMED}:
         return {}
     return {name: _group(kinds[name], good) for name in sorted(kinds)}
+
+
+def _by_size(cases: Sequence[Case]) -> dict[str, Group]:
+    """The defects with a mask, each decade of their share of the image against all good images."""
+    good = [case for case in cases if not case.anomalous]
+    sized = [(int(np.searchsorted(SIZES, case.area, side="right")), case) for case in cases if case.anomalous and case.area]
+    bins = sorted({number for number, _ in sized})
+    return {_size_name(number): _group([case for of, case in sized if of == number], good) for number in bins}
+
+
+def _size_name(number: int) -> str:
+    """`0.01 to 0.1 %`; the ends are open."""
+    low, high = (f"{100 * size:g}" for size in (SIZES[max(number - 1, 0)], SIZES[min(number, len(SIZES) - 1)]))
+    return f"below {high} %" if number == 0 else f"{low} % and more" if number == len(SIZES) else f"{low} to {high} %"
 
 
 def _by_caption(cases: Sequence[Case]) -> dict[str, Group]:
@@ -135,9 +161,12 @@ def _miss_rate(cases: Iterable[Case]) -> Rate | None:
 
 
 def _rate(hits: Sequence[bool]) -> Rate | None:
-    """The share of hits; None where there is no case."""
-    if not hits:
+    return rate_of(sum(hits), len(hits))
+
+
+def rate_of(count: int, total: int) -> Rate | None:
+    """The share with its interval; None where there is no case."""
+    if not total:
         return None
-    count, total = sum(hits), len(hits)
     low, high = metrics.wilson_interval(count, total)
     return Rate(count / total, low, high, count, total)

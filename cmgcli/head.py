@@ -96,6 +96,18 @@ def patch_mask_to(keep: np.ndarray, height: int, width: int) -> np.ndarray:
     return cv2.resize(keep.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
 
 
+def places_over(patches: int, places: int) -> np.ndarray:
+    """(places, patches) float32 along one side: 1 for the patch at a place, and, where places are fewer, for all patches that touch it."""
+    first = np.arange(places) * patches // places
+    last = first if places >= patches else -(-(np.arange(places) + 1) * patches // places) - 1
+    return ((np.arange(patches) >= first[:, None]) & (np.arange(patches) <= last[:, None])).astype(np.float32)
+
+
+def kept_places(keep: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(height, width) bool: the logits that a patch mask (h, w) bool keeps; none that it keeps is lost where logits are fewer than patches."""
+    return places_over(keep.shape[0], height) @ keep @ places_over(keep.shape[1], width).T > 0
+
+
 @torch.inference_mode()
 def head_map(head: DefectHead, image: np.ndarray, keep: np.ndarray, *, precision: str = "float32") -> tuple[float, np.ndarray]:
     """Score and map of one image.
@@ -117,7 +129,7 @@ def head_map(head: DefectHead, image: np.ndarray, keep: np.ndarray, *, precision
         seen = cv2.resize(image, (wide, tall), interpolation=cv2.INTER_AREA)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             logits = _logits(head, seen, mean, spread)  # (H'', W'')
-        kept = torch.from_numpy(patch_mask_to(keep, *logits.shape))
+        kept = torch.from_numpy(kept_places(keep, *logits.shape))
         values = logits[kept]
         scores.append(float(values.topk(max(1, round(TOP_SHARE * len(values)))).values.mean()))
         shown = torch.where(kept, logits, values.min())

@@ -25,7 +25,8 @@ def drawn_auroc(looks: Looks, numbers: Sequence[int]) -> Callable[[DefectHead], 
     """What tells a head's AUROC between held-out normal images and the same with a drawn defect each."""
     rng = np.random.default_rng(looks.settings.seed)
     images, pixels = [], 0  # (normal, drawn, keep mask)
-    for _, views in looks.sound(numbers[:VALIDATED]):
+    for _, wholes in looks.sound(numbers[:VALIDATED]):
+        views = [_piece(view, rng) for view in wholes]
         images += [(view.image, _with_defect(view, rng).image, view.keep) for view in views]
         pixels += sum(view.image[..., 0].size for view in views)
         if pixels > VALIDATED_PIXELS:
@@ -125,9 +126,19 @@ def _places(parts: Parts, mask: np.ndarray) -> tuple[float, float]:
 
 
 def _with_defect(view: View, rng: np.random.Generator) -> defects.DrawnDefect:
-    """The view's image with a defect in the kept area, rather visible than not."""
-    allowed = patch_mask_to(view.keep, *view.image.shape[:2])
-    return defects.draw(view.image, rng, allowed=allowed, strength=float(rng.random() ** 0.5))
+    """The view's image with a defect in the kept area of one of its pieces, rather visible than not."""
+    piece = _piece(view, rng)
+    allowed = patch_mask_to(piece.keep, *piece.image.shape[:2])
+    drawn = defects.draw(piece.image, rng, allowed=allowed, strength=float(rng.random() ** 0.5))
+    if piece is view:
+        return drawn
+    image, mask = view.image.copy(), np.zeros(view.image.shape[:2], bool)
+    image[piece.box], mask[piece.box] = drawn.image, drawn.mask
+    return replace(drawn, image=image, mask=mask)
+
+
+def _piece(view: View, rng: np.random.Generator) -> View:
+    return view.pieces[rng.integers(len(view.pieces))]
 
 
 def _other_caption(language: Language, text: torch.Tensor, rng: np.random.Generator) -> torch.Tensor | None:

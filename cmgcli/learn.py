@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cmgcli.album import take_pictures
 from cmgcli.bank import LEAST_SHARE, BankBuilder, caption_groups
 from cmgcli.calibrate import calibrate
 from cmgcli.cmle import ResidualMoments, guided_space, shrink, structure_matrix, uniform_structure, whitening
@@ -17,9 +19,11 @@ from cmgcli.detector import Blend, Detector, Language
 from cmgcli.looks import Looks
 from cmgcli.model import Model
 from cmgcli.projection import train_projection
+from cmgcli.tiles import Box
 from cmgcli.view import View
 
 Progress = Callable[[str, int, int], None]
+Place = tuple[Box, np.ndarray]  # a piece of an image and its keep mask (h, w) bool
 
 
 class Learner:
@@ -46,7 +50,7 @@ class Learner:
         self.builder = BankBuilder(int(self.groups.max()) + 1, budget=self.settings.bank_size)
         self.embeddings: list[Tensor] = []  # (B, D) each, for a trained projection
         self.rows: list[Tensor] = []  # (B,) each, the row of the structure that an image belongs to
-        self.keeps: list[np.ndarray] = []  # (h, w) bool of each view
+        self.places: list[tuple[Place, ...]] = []  # of each view: where its pieces lie and what they keep
 
     def add(self, numbers: Sequence[int], views: Sequence[View]) -> None:
         """Take in the views of records."""
@@ -59,9 +63,10 @@ class Learner:
         if self.settings.projection != "closed":
             self.embeddings.append(embeddings)
             self.rows.append(rows)
-        for view, group in zip(views, self.groups[captions].tolist(), strict=True):
-            self.builder.add(view.patches, group)
-            self.keeps.append(view.keep)
+        for i, view, group in zip(numbers, views, self.groups[captions].tolist(), strict=True):
+            for piece in view.pieces:
+                self.builder.add(piece.patches, group, image=i, boxes=torch.from_numpy(piece.patch_boxes))
+            self.places.append(tuple((piece.box, piece.keep) for piece in view.pieces))
 
     def draft(self, *, false_alarm: float, snapshot: Path | None = None, report: Progress) -> Model:
         """A model of what was shown: without a head, its parts not weighted and its threshold not calibrated."""
@@ -69,7 +74,7 @@ class Learner:
         flat = Blend(np.zeros(3), np.ones(3), np.array([0.5, 0.5, 0.0]))
         empty = calibrate([], [], false_alarm=false_alarm, method=s.calibration)
         reference = np.array([[0.0, 1.0, 0.5]] * 2)
-        return Model(Detector(s, self._language(snapshot, report), self.builder.build(), None, flat, reference, empty, self.count), self.looks.encoder)
+        return Model(Detector(s, self._language(snapshot, report), self.builder.build(), None, None, flat, reference, empty, self.count), self.looks.encoder)
 
     def _language(self, snapshot: Path | None, report: Progress) -> Language:
         s = self.settings
@@ -110,6 +115,12 @@ def learn(looks: Looks, subsets: Sequence[Sequence[int]], report: Progress) -> l
         done += len(numbers)
         report("learning from captions and images", done, len(every))
     return learners
+
+
+def with_album(model: Model, looks: Looks) -> Model:
+    """The model with small pictures of the patches that its bank holds of the images it looked at."""
+    bank, album = take_pictures(model.detector.bank, looks.image, lambda i: looks.records[i].file_name)
+    return replace(model, detector=replace(model.detector, bank=bank, album=album))
 
 
 def state_of(snapshot: Path | None, number: int) -> Path | None:

@@ -12,6 +12,7 @@ from cmgcli.dataset import Record
 from cmgcli.detector import Settings
 from cmgcli.encoder import Encoder
 from cmgcli.errors import ImageError
+from cmgcli.images import read_image
 from cmgcli.loader import BATCH, decoded
 from cmgcli.model import look_by
 from cmgcli.view import View
@@ -33,7 +34,7 @@ class Looks:
         budget: int = BUDGET,
     ) -> None:
         self.records, self.encoder, self.settings = records, encoder, settings
-        self.batch_size, self.mirrored = batch_size, mirrored
+        self.batch_size, self.mirrored = settings.images_at_once(batch_size), mirrored
         texts = tuple(dict.fromkeys(record.text for record in records))
         self.text = dict(zip(texts, encoder.encode_text(texts).cpu(), strict=True))  # caption: (D,)
         self.held = _Held(budget)
@@ -46,9 +47,13 @@ class Looks:
             batch = list(numbers[start : start + self.batch_size])
             yield batch, [next(fresh) if i in awaited else self.held.views[i] for i in batch]
 
+    def image(self, i: int) -> np.ndarray:
+        """The ``i``-th image (H, W, 3) uint8, as it is; ImageError where it cannot be read."""
+        return self.held.views[i].image if i in self.held.views and not self.mirrored else read_image(self.records[i].path)
+
     def under(self, settings: Settings) -> Looks:
         """The same looks, the held views shared, for a fit with other settings of what comes after the encoder."""
-        for name in ("encoder_sha256", "layers", "relevance", "keep", "cmer"):
+        for name in ("encoder_sha256", "layers", "relevance", "keep", "cmer", "tile", "overlap"):
             if getattr(settings, name) != getattr(self.settings, name):
                 raise ValueError(f"looks with {name} {getattr(self.settings, name)} cannot serve a fit with {getattr(settings, name)}")
         same = copy(self)
@@ -61,7 +66,7 @@ class Looks:
             for i, view in zip(batch, views, strict=True):
                 if isinstance(view, ImageError):
                     raise ImageError(f"{view}; a model is fitted on sound images only, mend or remove it")
-                if not bool(torch.isfinite(view.embedding).all() & torch.isfinite(view.patches).all()):
+                if not all(bool(torch.isfinite(seen).all()) for seen in (view.embedding, *(piece.patches for piece in view.pieces))):
                     raise ImageError(f"{self.records[i].path}: the encoder's features of this image are not numbers; mend or remove it")
             yield batch, views
 
@@ -86,7 +91,8 @@ class _Held:
         self.views: dict[int, View] = {}
 
     def offer(self, i: int, view: View) -> None:
-        size = view.image.nbytes + view.tokens.nbytes + view.patches.nbytes + view.relevance.nbytes
+        seen = (view, *view.tiles)  # a tile's pixels are those of the image
+        size = view.image.nbytes + sum(one.patches.nbytes + one.relevance.nbytes for one in seen)
         if size <= self.budget:
             self.budget -= size
             self.views[i] = view

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -19,7 +19,8 @@ from cmgcli.errors import CheckpointError, ImageError
 from cmgcli.head import head_map
 from cmgcli.loader import BATCH, decoded
 from cmgcli.rows import Row
-from cmgcli.view import View, look
+from cmgcli.tiles import stitch
+from cmgcli.view import View, look, look_nearer
 
 MAP_CALM, MAP_STRANGE = -1.5, 0.3  # the colour scale of anomaly maps, the same for every image; see `anomaly_map`
 
@@ -31,6 +32,7 @@ class Inspection:
     row: Row
     view: View | None = None
     anomaly_map: np.ndarray | None = None  # (H, W) float32; 0 is the peak of a typical normal image, 1 one spread above
+    parts: Parts | None = None  # of its score, with the maps they come from
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Model:
             CheckpointError: a damaged file, or the encoder's weights are no longer the ones of the fit.
         """
         detector = checkpoint.load(Path(path))
-        encoder = load_encoder(detector.settings.encoder, device=device)
+        encoder = load_encoder(detector.settings.encoder, device=device, precision=detector.settings.encoder_precision)
         if encoder.sha256 != detector.settings.encoder_sha256:
             raise CheckpointError(
                 f"{path} was fitted with other weights of encoder {encoder.name} (expected {detector.settings.encoder_sha256[:16]}, "
@@ -60,7 +62,7 @@ class Model:
             )
         if detector.head is not None:
             detector.head.to(encoder.device)
-        return Model(detector, encoder)
+        return Model(replace(detector, bank=detector.bank.to(encoder.device)), encoder)
 
     def score(self, paths: Iterable[Path | str], captions: Mapping[Path, str] | None = None, *, batch_size: int = BATCH) -> Iterator[Row]:
         """One row per path, in order; see `inspect`."""
@@ -85,7 +87,7 @@ class Model:
             maps: also compute anomaly maps.
         """
         known: dict[str, Tensor] = dict(zip(self.detector.language.captions, self.detector.language.text, strict=True))
-        for batch in decoded(paths, batch_size=batch_size, live=live):
+        for batch in decoded(paths, batch_size=self.detector.settings.images_at_once(batch_size), live=live):
             given = [(captions or {}).get(Path(name).resolve()) for name, _ in batch]
             for caption in {c for c in given if c is not None and c not in known}:
                 known[caption] = self.encoder.encode_text([caption])[0].cpu()
@@ -125,12 +127,15 @@ class Model:
             kept=float(view.keep.mean()),
             caption=caption,
         )
-        return Inspection(row, view, anomaly_map(detector, view, parts) if maps else None)
+        return Inspection(row, view, anomaly_map(detector, view, parts) if maps else None, parts)
 
 
 def look_by(encoder: Encoder, settings: Settings, images: Sequence[np.ndarray], text: Callable[[Tensor], Tensor]) -> list[View]:
-    """`look` as the settings say; without CMER every patch is kept."""
-    return look(encoder, images, text, layers=settings.layers, relevance=settings.relevance, keep=settings.keep if settings.cmer else None)
+    """`look` as the settings say, and nearer where they ask for tiles; without CMER every patch is kept."""
+    views = look(encoder, images, text, layers=settings.layers, relevance=settings.relevance, keep=settings.keep if settings.cmer else None)
+    if settings.tile is None:
+        return views
+    return [look_nearer(encoder, view, layers=settings.layers, tile=settings.tile, overlap=settings.overlap) for view in views]
 
 
 def look_with(model: Model, images: Sequence[np.ndarray], texts: Sequence[Tensor | None]) -> list[View]:
@@ -151,18 +156,42 @@ class Parts:
     values: np.ndarray  # (3,) float64 in the order of detector.PARTS; NaN where there is no head
     patch_map: np.ndarray  # (h, w) float32 distances, the least kept one where hidden
     head_map: np.ndarray | None  # (H', W') float32 logits
+    tiles: tuple[Parts, ...] = ()  # of a view with tiles the parts of each; their image score is NaN
+
+    @property
+    def pieces(self) -> tuple[Parts, ...]:
+        """The parts of each of `View.pieces`."""
+        return self.tiles or (self,)
 
 
 def judge(detector: Detector, view: View, caption: Reconstruction) -> Parts:
-    """The parts of the score of one view against the place and the patches that its caption's weights (K,) name."""
-    distances = detector.bank.distances(view.patches, detector.language.bank_groups(caption)).cpu()
+    """The parts of the score of one view against the place and the patches that its caption's weights (K,) name.
+
+    Of a view with tiles the worst tile speaks for patches and head, whatever the size of the image.
+    """
+    groups = detector.language.bank_groups(caption)
+    pieces = tuple(_judge_piece(detector, piece, groups) for piece in view.pieces)
+    values = np.array([detector.language.image_score(view.embedding, caption), *np.max([piece.values[1:] for piece in pieces], axis=0)])
+    maps = _joined(view, [piece.patch_map for piece in pieces]), _joined(view, [piece.head_map for piece in pieces])
+    return Parts(values, *maps, tiles=pieces if view.tiles else ())
+
+
+def _judge_piece(detector: Detector, view: View, groups: Tensor) -> Parts:
+    """The parts that are told from nearest by; the image score is left out, NaN."""
+    distances = detector.bank.distances(view.patches, groups).cpu()
     patch_map = np.full(view.keep.shape, float(distances.min()), np.float32)
     patch_map[view.keep] = distances.numpy()
     head_score, logits = np.nan, None
     if detector.head is not None:
         head_score, logits = head_map(detector.head, view.image, view.keep, precision=detector.settings.precision)
-    values = np.array([detector.language.image_score(view.embedding, caption), top_mean(distances, view.keep.size), head_score])
-    return Parts(values, patch_map, logits)
+    return Parts(np.array([np.nan, top_mean(distances, view.keep.size), head_score]), patch_map, logits)
+
+
+def _joined(view: View, maps: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """The map of a view from those of its pieces."""
+    if not view.tiles or maps[0] is None:
+        return maps[0]
+    return stitch(maps, [tile.keep for tile in view.tiles], [tile.box for tile in view.tiles], view.image.shape[:2])
 
 
 def anomaly_map(detector: Detector, view: View, parts: Parts) -> np.ndarray:
@@ -170,10 +199,15 @@ def anomaly_map(detector: Detector, view: View, parts: Parts) -> np.ndarray:
 
     Not by the weights of the score: where in the image and whether at all are different questions.
     """
+    return weighted_map(detector.map_reference, view, parts)
+
+
+def weighted_map(reference: np.ndarray, view: View, parts: Parts) -> np.ndarray:
+    """`anomaly_map` by a reference (2, 3): location, scale and weight of the patch map and of the head map."""
     height, width = view.image.shape[:2]
     maps = [parts.patch_map] + ([] if parts.head_map is None else [parts.head_map])
     total = np.zeros((height, width), np.float32)
-    for values, (location, scale, weight) in zip(maps, detector.map_reference, strict=False):  # no head, no second reference
+    for values, (location, scale, weight) in zip(maps, reference, strict=False):  # no head, no second reference
         standard = (weight * (values - location) / scale).astype(np.float32)
         total += cv2.resize(standard, (width, height), interpolation=cv2.INTER_LINEAR)
     return total

@@ -49,6 +49,20 @@ class Projection(str, Enum):
     mlp = "mlp"
 
 
+class Engine(str, Enum):
+    """What runs a scoring."""
+
+    local = "local"
+    ray = "ray"
+
+
+class Precision(str, Enum):
+    """What matrices are multiplied in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
 class Format(str, Enum):
     """How rows are written."""
 
@@ -65,7 +79,7 @@ DeviceOption = Annotated[
     Optional[Device], typer.Option(help="Where to compute; auto takes the GPU where there is one.", show_default="auto", rich_help_panel=COMPUTE)
 ]
 BatchSize = Annotated[Optional[int], typer.Option(min=1, help="Images per forward pass; does not change a score.", show_default="16", rich_help_panel=COMPUTE)]
-ModelFile = Annotated[Path, typer.Option(help="Model file made by cmg fit.", show_default=False, rich_help_panel=INPUT)]
+ModelFile = Annotated[Optional[Path], typer.Option(help="Model file made by cmg fit.", show_default=False, rich_help_panel=INPUT)]
 
 # ---- demo
 
@@ -133,6 +147,11 @@ RelevanceOption = Annotated[
 ]
 KeepOption = Annotated[Optional[str], typer.Option(help="Share of the patches that CMER keeps, or auto.", show_default="auto", rich_help_panel=METHOD)]
 LatentDim = Annotated[Optional[int], typer.Option(min=1, help="Directions kept in the guided space.", show_default="all", rich_help_panel=METHOD)]
+Tile = Annotated[
+    Optional[int],
+    typer.Option(min=1, help="See larger images in tiles of so many pixels a side too, where CMER keeps something; score then does the same.", show_default="none", rich_help_panel=METHOD),
+]
+Overlap = Annotated[Optional[float], typer.Option(help="Share of a tile that its neighbours see too.", show_default="0.25", rich_help_panel=METHOD)]
 ProjectionOption = Annotated[
     Optional[Projection],
     typer.Option(
@@ -143,14 +162,26 @@ Epochs = Annotated[Optional[int], typer.Option(min=1, help="Passes over the imag
 Neighbours = Annotated[Optional[int], typer.Option(min=0, help="Nearest captions that explain a caption.", show_default="4", rich_help_panel=METHOD)]
 Ridge = Annotated[Optional[float], typer.Option(min=0, help="How evenly they share the weight.", show_default="0.05", rich_help_panel=METHOD)]
 BankSize = Annotated[Optional[int], typer.Option(min=1, help="Normal patches in memory.", show_default="4096", rich_help_panel=METHOD)]
+PrecisionOption = Annotated[
+    Optional[Precision],
+    typer.Option("--precision", help="Of the large matrix products, stored in the model.", show_default="bfloat16 where the machine is fast at it", rich_help_panel=COMPUTE),
+]
 Seed = Annotated[Optional[int], typer.Option(help="Same seed, same model.", show_default="0", rich_help_panel=COMPUTE)]
 
 # ---- score
 
-Paths = Annotated[list[str], typer.Argument(help="Images, directories or globs; - reads paths from standard input.", show_default=False)]
+Paths = Annotated[list[str], typer.Argument(metavar="PATH", help="Images, directories or globs; - reads paths from standard input.", show_default=False)]
 ScoreCaptions = Annotated[
     Optional[Path],
     typer.Option(help="Caption file; an image without a caption is judged by the stored one that fits best.", rich_help_panel=INPUT),
+]
+ZeroShotOption = Annotated[
+    bool,
+    typer.Option("--zero-shot", help="Score without a model: by what the caption says of defects, and by how alike the images are. No threshold.", rich_help_panel=INPUT),
+]
+ZeroShotCaption = Annotated[Optional[str], typer.Option("--caption", help="With --zero-shot: what the images show.", rich_help_panel=INPUT)]
+ZeroShotEncoder = Annotated[
+    Optional[str], typer.Option("--encoder", help="With --zero-shot: builtin, NAME/TAG, NAME@FILE or local-dir:DIR.", show_default="builtin", rich_help_panel=INPUT)
 ]
 CaptionRoot = Annotated[
     Optional[Path],
@@ -171,6 +202,21 @@ Maps = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+Explain = Annotated[
+    Optional[Path],
+    typer.Option(
+        help="Directory for a page STEM_why.png on each anomalous image: what decided, the most similar good patches, what the caption and CMER did.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+ExplainAll = Annotated[bool, typer.Option("--explain-all", help="With --explain: a page on every image.", rich_help_panel=OUTPUT)]
+Defects = Annotated[
+    Optional[Path],
+    typer.Option(
+        help="Text file with one defect a line, a name or name: phrase. Anomalous images get the columns defect and defect_score.",
+        rich_help_panel=INPUT,
+    ),
+]
 Junit = Annotated[
     Optional[Path], typer.Option(help="Write a JUnit XML file: each image a test case, an anomalous one a failure.", rich_help_panel=OUTPUT)
 ]
@@ -188,6 +234,18 @@ WatchDrift = Annotated[
 ]
 FailOnDrift = Annotated[bool, typer.Option("--fail-on-drift", help="Watch for drift, and exit with 1 if there is any.", rich_help_panel=GATES)]
 
+EngineOption = Annotated[
+    Engine, typer.Option("--engine", help="local: this process; ray: actors on this machine or a cluster (needs the extra cmgcli[ray]).", rich_help_panel=COMPUTE)
+]
+Address = Annotated[
+    Optional[str], typer.Option(help="With --engine ray: the address of a running cluster, or auto; none starts one on this machine.", rich_help_panel=COMPUTE)
+]
+
+# ---- export
+
+GraphOut = Annotated[Path, typer.Option("--out", help="ONNX file to write.", rich_help_panel=OUTPUT)]
+ImageSize = Annotated[str, typer.Option("--size", metavar="HxW", help="Height and width of the images, such as 480x640; the graph takes no others.", show_default=False, rich_help_panel=INPUT)]
+
 # ---- eval
 
 EvaluatedModel = Annotated[Optional[Path], typer.Option("--model", help="Model file made by cmg fit.", show_default=False, rich_help_panel=INPUT)]
@@ -202,12 +260,26 @@ Labels = Annotated[
     Optional[Path],
     typer.Option(help="Dataset file with a label column, and mask where pixels are judged.", show_default="folder layout", rich_help_panel=INPUT),
 ]
-MinAuroc = Annotated[Optional[float], typer.Option(help="Exit with 1 if the image AUROC is lower.", rich_help_panel=GATES)]
-MaxFalseAlarm = Annotated[Optional[float], typer.Option(help="Exit with 1 if a larger share of the good images is flagged.", rich_help_panel=GATES)]
-MaxMiss = Annotated[Optional[float], typer.Option(help="Exit with 1 if a larger share of the bad images is missed.", rich_help_panel=GATES)]
+MinAuroc = Annotated[Optional[float], typer.Option(min=0, max=1, help="Exit with 1 if the image AUROC is lower.", rich_help_panel=GATES)]
+MaxFalseAlarm = Annotated[Optional[float], typer.Option(min=0, max=1, help="Exit with 1 if a larger share of the good images is flagged, such as 0.05.", rich_help_panel=GATES)]
+MaxMiss = Annotated[Optional[float], typer.Option(min=0, max=1, help="Exit with 1 if a larger share of the bad images is missed, such as 0.1.", rich_help_panel=GATES)]
 Ablate = Annotated[bool, typer.Option("--ablate", help="Also fit and evaluate baseline, +CMER, +CMLE and CMG.", rich_help_panel=METHOD)]
 AblationSteps = Annotated[
-    int, typer.Option(min=0, help="With --ablate: also each with the defect head, trained for so many steps.", rich_help_panel=METHOD)
+    Optional[int],
+    typer.Option(min=0, help="With --ablate: also each with the defect head, trained for so many steps.", show_default="0", rich_help_panel=METHOD),
+]
+StressOption = Annotated[
+    bool,
+    typer.Option(
+        "--stress", help="Also score the images under changes of light, lens, sensor, place and dust: 41 times the work; which breaks the promise first?", rich_help_panel=METHOD
+    ),
+]
+StressImages = Annotated[
+    Optional[int], typer.Option(min=2, help="With --stress: take only so many of the images, drawn at random.", show_default="all", rich_help_panel=METHOD)
+]
+EvaluatedDefects = Annotated[
+    Optional[Path],
+    typer.Option("--defects", help="Defects file as of cmg score: also compare the names it gives to bad images with the labels' column defect.", rich_help_panel=INPUT),
 ]
 JsonFile = Annotated[Optional[Path], typer.Option("--json", help="Write all metrics as JSON.", rich_help_panel=OUTPUT)]
 ReportFile = Annotated[

@@ -14,10 +14,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cmgcli.charts import charts
+from cmgcli.charts import charts, stress_chart
 from cmgcli.errors import OutputError
 from cmgcli.files import write_whole
 from cmgcli.report import Evaluation, Gate, Group, Rate, percent
+from cmgcli.stress import Stress
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -38,6 +39,7 @@ class Page:
     gates: tuple[Gate, ...] = ()
     ablation: Mapping[str, Evaluation] = field(default_factory=dict)  # one of them called baseline
     paper_gain: float = 0.0
+    stress: Stress | None = None
     facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # heading -> what to repeat it with
 
 
@@ -59,6 +61,7 @@ def render(page: Page) -> str:
         promise=promise(result),
         gate_sentence=gate_sentence(page.gates),
         charts=charts(result),
+        stress_chart=None if page.stress is None else stress_chart(page.stress),
         by_defect=_worst_first(result.by_defect),
         by_caption=_largest(result.by_caption),
         left_out=max(0, len(result.by_caption) - MOST_GROUPS),

@@ -25,17 +25,18 @@ from cmgcli.cmer import entropy
 from cmgcli.crossfit import cross_fit
 from cmgcli.dataset import Record, read_dataset, training_records
 from cmgcli.detector import Settings
-from cmgcli.encoder import Encoder, load_encoder
+from cmgcli.encoder import Encoder, choose_device, choose_precision, load_encoder
 from cmgcli.errors import DatasetError, ImageError
 from cmgcli.head import DefectHead, fast_bfloat16
 from cmgcli.heldout import drawn_auroc, gather
-from cmgcli.learn import Progress, learn, state_of
+from cmgcli.learn import Place, Progress, learn, state_of, with_album
 from cmgcli.loader import BATCH, ImageStore, decoded
 from cmgcli.looks import Looks
 from cmgcli.model import Model
 from cmgcli.pretrained_head import load_head
 from cmgcli.projection import check_projection
 from cmgcli.rows import MaskRow
+from cmgcli.tiles import check_tiling
 from cmgcli.view import View, best_other, choose_relevance, look
 
 logger = logging.getLogger(__name__)
@@ -97,9 +98,12 @@ def fit(
     ridge: float = 0.05,
     bank_size: int = 4096,
     latent_dim: int | None = None,
+    tile: int | None = None,
+    overlap: float = 0.25,
     projection: str = "closed",
     epochs: int = 300,
     batch_size: int = BATCH,
+    precision: str | None = None,
     seed: int = 0,
     allow_missing: bool = False,
     snapshot: Path | None = None,
@@ -118,7 +122,11 @@ def fit(
         relevance: fast, sampled or occlusion; None takes the best that the encoder allows cheaply.
         keep: share of patches that CMER keeps, or auto. neighbours, ridge: see `cmle.structure_matrix`.
         bank_size: patches in memory. latent_dim: truncates the guided space; None keeps all directions.
+        tile: images larger than so many pixels a side are also seen in tiles of that side, where CMER keeps something; the
+            model then scores in the same tiles. overlap: share of a tile that its neighbours see too. None: no tiles.
         projection: closed (the closed form), or a linear or mlp projection trained for so many epochs; see `projection`.
+        precision: of the large matrix products of encoder and head, float32 or bfloat16; None: bfloat16 where the machine is fast at it. It is
+            stored in the model, so that every machine scores alike.
         snapshot: a file for the state of the trainings; a fit broken off goes on from it. None keeps no state.
         progress: called with a stage, what is done of it and its total.
     Raises:
@@ -127,7 +135,9 @@ def fit(
     records = records_to_fit(read_records(images, captions, caption=caption, allow_missing=allow_missing))
     if not records:
         raise DatasetError(f"{captions or images}: no normal training image; expected rows with split train (or none) and label 0 (or none)")
-    tower = load_encoder(encoder, device=device)
+    device = choose_device(device)
+    tower = load_encoder(encoder, device=device, precision=choose_precision(device, precision))
+    check_tiling(tile, overlap, tower.image_size // tower.grid[0])
     settings = Settings(
         encoder=encoder,
         encoder_sha256=tower.sha256,
@@ -140,12 +150,15 @@ def fit(
         ridge=ridge,
         bank_size=bank_size,
         latent_dim=latent_dim,
+        tile=tile,
+        overlap=overlap,
         adapt_steps=adapt_steps if adapt else 0,
         calibration=choose_calibration(calibration, head=adapt),
         projection=check_projection(projection),
         epochs=epochs,
         seed=seed,
-        precision="bfloat16" if fast_bfloat16(tower.device.type) else "float32",
+        encoder_precision=tower.precision,
+        precision=precision or ("bfloat16" if fast_bfloat16(device) else "float32"),
     )
     return fit_records(records, tower, settings, false_alarm=false_alarm, batch_size=batch_size, snapshot=snapshot, progress=progress)
 
@@ -168,12 +181,12 @@ def fit_records(
     report = progress or (lambda stage, done, total: None)
     looks = looks.under(settings) if looks else Looks(records, encoder, settings, batch_size=batch_size)
     if settings.calibration == "cross" and len(records) > 1:
-        return cross_fit(looks, false_alarm=false_alarm, snapshot=snapshot, report=report)
+        return with_album(cross_fit(looks, false_alarm=false_alarm, snapshot=snapshot, report=report), looks)
     parts = split(len(records), false_alarm=false_alarm, seed=settings.seed)
     (learner,) = learn(looks, [parts.fit], report)
     draft = learner.draft(false_alarm=false_alarm, snapshot=state_of(snapshot, 0), report=report)
     if settings.adapt_steps > 0:
-        draft = replace(draft, detector=replace(draft.detector, head=_adapt(looks, parts, learner.keeps, snapshot, report)))
+        draft = replace(draft, detector=replace(draft.detector, head=_adapt(looks, parts, learner.places, snapshot, report)))
 
     # the calibration images must not be touched here, or the promise of the threshold would be void
     if len(parts.tune) >= FEWEST_TO_TUNE:
@@ -188,18 +201,22 @@ def fit_records(
     scores = model.detector.blend(unseen.normal)
     groups = [model.detector.language.group_of(records[i].text) for i in parts.calibration]
     calibration = calibrate(scores, groups, false_alarm=false_alarm)
-    return replace(model, detector=replace(model.detector, calibration=calibration))
+    return with_album(replace(model, detector=replace(model.detector, calibration=calibration)), looks)
 
 
-def _adapt(looks: Looks, parts: Split, keeps: Sequence[np.ndarray], snapshot: Path | None, report: Progress) -> DefectHead:
+def _adapt(looks: Looks, parts: Split, places: Sequence[Sequence[Place]], snapshot: Path | None, report: Progress) -> DefectHead:
     """Train the head on the fit images; the tuning ones say when it has learnt enough."""
     chosen = [looks.records[i] for i in parts.fit]
     settings = looks.settings
     store = ImageStore([record.path for record in chosen])
 
+    def piece(i: int, rng: np.random.Generator) -> Scene:
+        box, keep = places[i][rng.integers(len(places[i]))]
+        return Scene(store[i][box], keep)
+
     def sample(rng: np.random.Generator) -> list[Crop]:
         i, donor = (int(k) for k in rng.integers(len(chosen), size=2))
-        return draw_crops(Scene(store[i], keeps[i]), store[donor], rng)
+        return draw_crops(piece(i, rng), piece(donor, rng).image, rng)
 
     def told(step: int, total: int, loss: float, found: float | None) -> None:
         report(f"training the defect head (loss {loss:.2f}" + (")" if found is None else f", AUROC of drawn defects {found:.3f})"), step, total)
@@ -246,7 +263,8 @@ def mask(
 ) -> Iterator[MaskResult]:
     """Run CMER alone: one result per record, in order. The arguments are those of `fit`."""
     records = read_records(images, captions, caption=caption, allow_missing=allow_missing)
-    tower = load_encoder(encoder, device=device)
+    device = choose_device(device)
+    tower = load_encoder(encoder, device=device, precision=choose_precision(device))
     estimator = choose_relevance(tower, relevance)
     texts = tuple(dict.fromkeys(record.text for record in records))
     number = {text: u for u, text in enumerate(texts)}

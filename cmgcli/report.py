@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from cmgcli.dataset import Record
@@ -21,6 +21,7 @@ class Case:
 
     record: Record
     row: Row
+    area: float | None = None  # share of the image that the labelled defect covers, where there is a mask
 
     @property
     def anomalous(self) -> bool:
@@ -51,6 +52,11 @@ class Rate:
     high: float
     count: int
     total: int
+
+    @property
+    def others(self) -> "Rate":
+        """The share of the cases that this one leaves: of the missed those that are found."""
+        return Rate(1 - self.value, 1 - self.high, 1 - self.low, self.total - self.count, self.total)
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,26 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class Confusion:
+    """Which names bad images got, against their labels, whether they were rejected or not."""
+
+    names: tuple[str, ...]  # that could be given
+    counts: Mapping[str, Mapping[str, int]]  # label -> name given first -> images
+    right: Rate | None  # of the images whose label is one of the names; None where there is none
+
+    @property
+    def sentence(self) -> str:
+        """How often the first name is the label, beside guessing."""
+        if self.right is None:
+            return f"None of the labels is one of the names: {', '.join(self.names)}."
+        low, high = self.right.low, self.right.high
+        return (
+            f"The first name is the label in {self.right.count} of {self.right.total} bad images: {self.right.value:.2f} [{low:.2f}, {high:.2f}]; "
+            f"guessing among {len(self.names)} names: {1 / len(self.names):.2f}."
+        )
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Metrics of one model on one labelled set; a metric that its data do not allow is None."""
 
@@ -107,9 +133,11 @@ class Evaluation:
     auroc_by_part: Mapping[str, float]
     by_defect: Mapping[str, Group]
     by_caption: Mapping[str, Group]
+    by_size: Mapping[str, Group] = field(default_factory=dict)  # defects by their share of the image, small ones first; where there are masks
     cases: tuple[Case, ...] = ()  # all of them, in their order
     worst_misses: tuple[Exhibit, ...] = ()  # anomalous, the lowest score first
     worst_false_alarms: tuple[Exhibit, ...] = ()  # good, the highest score first
+    naming: Confusion | None = None  # where defects were to be named
 
     @property
     def auroc_by_defect(self) -> dict[str, float]:
@@ -121,15 +149,20 @@ class Evaluation:
         """The share of each kind of defect that was called normal."""
         return {name: group.miss_rate for name, group in self.by_defect.items() if group.miss_rate is not None}
 
+    @property
+    def recall_by_size(self) -> dict[str, Rate]:
+        """The share of the defects of each size that was found."""
+        return {name: group.miss_rate.others for name, group in self.by_size.items()}
+
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and None, for JSON; without cases and pictures. What is not finite is None."""
-        figures = [field.name for field in fields(self) if field.name not in ("cases", "worst_misses", "worst_false_alarms")]
-        return {name: _plain(getattr(self, name)) for name in (*figures, "auroc_by_defect", "miss_rate_by_defect")}
+        figures = [figure.name for figure in fields(self) if figure.name not in ("cases", "worst_misses", "worst_false_alarms")]
+        return {name: _plain(getattr(self, name)) for name in (*figures, "auroc_by_defect", "miss_rate_by_defect", "recall_by_size")}
 
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        return {part.name: _plain(getattr(value, part.name)) for part in fields(value)}
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, tuple):
@@ -190,7 +223,7 @@ def evaluation_table(result: Evaluation) -> "Table":
 
 
 def group_tables(result: Evaluation) -> "Iterable[Table]":
-    """One table per kind of defect and one per caption, where there are several, but not more than a screen holds."""
+    """One table per kind of defect and one per caption, where there are several, but not more than a screen holds, and one per size."""
     from rich.table import Table
     from rich.text import Text
 
@@ -205,6 +238,30 @@ def group_tables(result: Evaluation) -> "Iterable[Table]":
             area = "-" if group.auroc is None else f"{group.auroc:.4f}"
             table.add_row(Text(name), area, _count(group.miss_rate), _count(group.false_alarm_rate))
         yield table
+    if result.by_size:
+        table = Table(title="by size of the defect")
+        table.add_column("share of the image")
+        for name in ("AUROC", "found", "recall [95 %]"):
+            table.add_column(name, justify="right")
+        for name, found in result.recall_by_size.items():
+            table.add_row(name, f"{result.by_size[name].auroc:.4f}", _count(found), _rate(found))
+        yield table
+
+
+def confusion_table(found: Confusion) -> "Table":
+    """One row per label, one column per name that was given at least once."""
+    from rich.table import Table
+    from rich.text import Text
+
+    given = [name for name in found.names if any(name in counts for counts in found.counts.values())]
+    table = Table(title="what is it? bad images by label and first name given")
+    table.add_column("label")
+    for name in given:
+        table.add_column(Text(name), justify="right")
+    for label, counts in found.counts.items():
+        cells = (Text(str(counts.get(name, 0)), style="bold" if name.casefold() == label.casefold() else "") for name in given)
+        table.add_row(Text(label), *cells)
+    return table
 
 
 def _count(rate: Rate | None) -> str:

@@ -31,6 +31,14 @@ class Row:
 
 
 @dataclass(frozen=True)
+class NamedRow(Row):
+    """The result of one input of a run that names defects; both empty where the image is not anomalous."""
+
+    defect: str = ""  # names, the surest first, separated by '; '
+    defect_score: float | None = None  # of the first, in (0, 1)
+
+
+@dataclass(frozen=True)
 class MaskRow:
     """What CMER made of one image; None where it could not be read."""
 
@@ -50,8 +58,9 @@ class MaskRow:
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
-_TEXTS = frozenset({"file", "caption", "error"})
-_EXPECTED = {"file": "text", "caption": "text or null", "error": "text or null", "anomalous": "0, 1 or null"}
+_KINDS = {tuple(field.name for field in fields(kind)): kind for kind in (Row, NamedRow)}  # by their columns
+_TEXTS = frozenset({"file", "caption", "error", "defect"})
+_EXPECTED = {name: "text or null" for name in _TEXTS} | {"file": "text", "anomalous": "0, 1 or null"}
 _REMEDY = "give a file that cmg score wrote"
 
 Cell = str | int | float | None
@@ -137,11 +146,11 @@ def _read_csv(file: TextIO, path: str | Path) -> Iterator[Row]:
     try:
         reader = csv.reader(file, strict=True)
         header = tuple(next(reader, ()))
-        if header != COLUMNS:
+        if header not in _KINDS:
             raise ValueError(f"the columns are {', '.join(header) or 'missing'}, expected {', '.join(COLUMNS)}")
         line = reader.line_num + 1
         for cells in reader:
-            yield _parse_row(cells)
+            yield _parse_row(cells, _KINDS[header])
             line = reader.line_num + 1
     except (ValueError, csv.Error) as error:
         raise DatasetError(f"{str(path)!r}, line {line}: {error}: {'remove the line' if line > 1 else _REMEDY}") from error
@@ -155,10 +164,10 @@ def _read_jsonl(file: TextIO, path: str | Path) -> Iterator[Row]:
             raise DatasetError(f"{str(path)!r}, line {line}: {error}: remove the line, or {_REMEDY}") from error
 
 
-def resume_scores(path: Path, *, jsonl: bool = False) -> tuple[Row, ...]:
-    """The rows of a scores file that a run left unfinished; a torn last line is cut off it. Empty where there is no file.
+def resume_scores(path: Path, *, jsonl: bool = False, kind: type[Row] = Row) -> tuple[Row, ...]:
+    """The rows of a `kind` in a scores file that a run left unfinished; a torn last line is cut off it. Empty where there is no file.
 
-    Raises DatasetError where the file is something else or of the other format, OutputError where it cannot be changed.
+    Raises DatasetError where the file is something else, of the other format or of the other kind, OutputError where it cannot be changed.
     """
     if not path.exists():
         return ()
@@ -167,6 +176,9 @@ def resume_scores(path: Path, *, jsonl: bool = False) -> tuple[Row, ...]:
         whole = content[: _whole_lines(content, jsonl)]
         if whole and whole.startswith(b"{") != jsonl:
             raise DatasetError(f"{str(path)!r} is no {'JSON Lines' if jsonl else 'CSV'} file: resume with the --format it was begun with")
+        named = b"defect_score" in whole.partition(b"\n")[0]
+        if whole and named != (kind is NamedRow):
+            raise DatasetError(f"{str(path)!r} was begun {'with' if named else 'without'} --defects: resume it so, or choose another --out")
         if whole != content:
             os.truncate(path, len(whole))
     except OSError as error:
@@ -196,13 +208,14 @@ def _whole_lines(content: bytes, jsonl: bool) -> int:
 
 
 def _parse_object(values: Any) -> Row:
-    if not isinstance(values, dict) or set(values) != set(COLUMNS):
+    kind = next((kind for columns, kind in _KINDS.items() if isinstance(values, dict) and set(values) == set(columns)), None)
+    if kind is None:
         got = ", ".join(values) if isinstance(values, dict) else type(values).__name__
         raise ValueError(f"expected an object with {', '.join(COLUMNS)}, got {got}")
     for name, value in values.items():
         if not _fits(name, value):
             raise ValueError(f"expected {name} to be {_EXPECTED.get(name, 'a number or null')}, got {value!r}")
-    return Row(**{name: "" if value is None and name in _TEXTS else value for name, value in values.items()})
+    return kind(**{name: "" if value is None and name in _TEXTS else value for name, value in values.items()})
 
 
 def _fits(name: str, value: Any) -> bool:
@@ -215,11 +228,12 @@ def _fits(name: str, value: Any) -> bool:
     return value in (0, 1) if name == "anomalous" else math.isfinite(value)
 
 
-def _parse_row(cells: list[str]) -> Row:
-    if len(cells) != len(COLUMNS):
-        raise ValueError(f"expected {len(COLUMNS)} cells, got {len(cells)}")
+def _parse_row(cells: list[str], kind: type[Row]) -> Row:
+    columns = [field.name for field in fields(kind)]
+    if len(cells) != len(columns):
+        raise ValueError(f"expected {len(columns)} cells, got {len(cells)}")
     values: dict[str, str | int | float | None] = {}
-    for name, cell in zip(COLUMNS, cells):
+    for name, cell in zip(columns, cells):
         if name in _TEXTS:
             values[name] = cell
         elif name == "anomalous":
@@ -228,7 +242,7 @@ def _parse_row(cells: list[str]) -> Row:
             values[name] = int(cell) if cell else None
         else:
             values[name] = _parse_number(name, cell)
-    return Row(**values)
+    return kind(**values)
 
 
 def _parse_number(name: str, cell: str) -> float | None:

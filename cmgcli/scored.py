@@ -12,7 +12,7 @@ from cmgcli.dataset import Record, read_dataset, read_lines, test_records
 from cmgcli.errors import DatasetError, ImageError, SettingsError
 from cmgcli.exhibits import Worst, exhibit
 from cmgcli.figures import evaluation_of, labelled
-from cmgcli.images import read_image
+from cmgcli.images import read_image, read_mask
 from cmgcli.report import Case, Evaluation, Exhibit
 from cmgcli.rows import Row, read_scores
 
@@ -60,7 +60,9 @@ def evaluate_scores(
         if label.record.path not in test:
             continue
         if label.record.path in partners:
-            cases.append(Case(label.record, partners[label.record.path]))
+            mask = label.record.mask
+            area = None if mask is None else float(read_mask(mask).mean())
+            cases.append(Case(label.record, partners[label.record.path], area))
         else:
             _leave_out(f"{label.where}: {label.record.file_name!r} has no row in {str(scores)!r}: score it too", allow_missing)
     labelled([case.record for case in cases], labels or images)
@@ -95,7 +97,7 @@ def _check_rows(rows: Sequence[Row], scores: Path | str) -> None:
         if not math.isfinite(row.score):
             raise DatasetError(f"{where}: expected a finite score, got {row.score}: score the image again, or remove the row")
         if row.anomalous is None:
-            raise DatasetError(f"{where}: expected 0 or 1 in the column anomalous, found nothing: score the image again")
+            raise DatasetError(f"{where}: expected 0 or 1 in the column anomalous, found nothing: a run of --zero-shot has no threshold; score the image by a model")
 
 
 def _join(

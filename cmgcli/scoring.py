@@ -3,12 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import chain, islice
 from pathlib import Path
 
+from cmgcli.explain import explain
 from cmgcli.loader import BATCH
-from cmgcli.model import MAP_CALM, MAP_STRANGE, Model
+from cmgcli.model import MAP_CALM, MAP_STRANGE, Inspection, Model
+from cmgcli.naming import SEPARATOR, Namer, Phrase
 from cmgcli.pictures import unused_stem, write_map_pictures
-from cmgcli.rows import Row
+from cmgcli.placard import write_placard
+from cmgcli.rows import NamedRow, Row
+from cmgcli.view import View
+
+
+class TileWork:
+    """Counts the tiles of a run: those that were looked at, and those that CMER let skip."""
+
+    def __init__(self) -> None:
+        self.looked = self.total = 0
+
+    def add(self, view: View) -> None:
+        """Count the tiles of one image; none where it is seen as a whole."""
+        self.looked += len(view.tiles)
+        self.total += view.tile_count
+
+    @property
+    def sentence(self) -> str:
+        """What was saved; empty where no image had tiles."""
+        if not self.total:
+            return ""
+        skipped = self.total - self.looked
+        return f"{skipped} of {self.total} tiles were skipped, where CMER kept nothing: {skipped / self.total:.0%} of the work on tiles saved"
 
 
 def score_files(
@@ -18,24 +44,65 @@ def score_files(
     *,
     done: Sequence[Row] = (),
     maps: Path | None = None,
+    explained: Path | None = None,
+    explain_all: bool = False,
+    phrases: Sequence[Phrase] | None = None,
     live: bool = False,
+    work: TileWork | None = None,
     batch_size: int = BATCH,
 ) -> Iterator[Row]:
     """`Model.inspect`, with the pictures of an image on disk before its row comes.
 
+    The last digit of a score may depend on the images that share its batch. So a run that goes on starts with the whole batch in
+    which the earlier one ended, and gives the rows that an undisturbed run gives, to the last digit (not where `live`: there the
+    clock makes the batches).
+
     Args:
+        files: those without a row.
         done: rows of an earlier run, whose pictures have their names already.
         maps: directory for the pictures of `pictures.write_map_pictures`; None: none.
+        explained: directory for a page on each anomalous image, or on each image where ``explain_all`` says so; see `placard`.
+        phrases: give rows the defects of the anomalous images, as `rows.NamedRow`; see `naming`.
+        work: counts the tiles.
     """
+    namer = None if phrases is None else Namer(model.encoder, phrases)
+    used = used_stems(done)
+    pictured = maps is not None or explained is not None or namer is not None
+    again = 0 if live else len(done) % model.detector.settings.images_at_once(batch_size)
+    files = chain([row.file for row in done[len(done) - again :]], files)
+    inspections = model.inspect(files, captions, batch_size=batch_size, live=live, maps=pictured)
+    for inspection in islice(inspections, again, None):
+        if work is not None and inspection.view is not None:
+            work.add(inspection.view)
+        if inspection.anomaly_map is not None:
+            stem = unused_stem(inspection.row.file, used)
+            if maps is not None:
+                write_maps(inspection, maps, stem)
+            if explained is not None and (explain_all or inspection.row.anomalous):
+                write_placard(explain(model, inspection), explained, stem)
+        yield inspection.row if namer is None else _named(namer, inspection)
+
+
+def used_stems(done: Iterable[Row]) -> set[str]:
+    """The names that the pictures of an earlier run's rows have."""
     used: set[str] = set()
     for row in done:
         if not row.error:
             unused_stem(row.file, used)
-    for inspection in model.inspect(files, captions, batch_size=batch_size, live=live, maps=maps is not None):
-        if inspection.anomaly_map is not None:
-            stem = unused_stem(inspection.row.file, used)
-            write_map_pictures(maps, stem, inspection.view.image, inspection.anomaly_map, low=MAP_CALM, high=MAP_STRANGE)
-        yield inspection.row
+    return used
+
+
+def write_maps(inspection: Inspection, directory: Path, stem: str) -> None:
+    """`pictures.write_map_pictures` of an image that was scored with its map, on the scale of all maps."""
+    write_map_pictures(directory, stem, inspection.view.image, inspection.anomaly_map, low=MAP_CALM, high=MAP_STRANGE)
+
+
+def _named(namer: Namer, inspection: Inspection) -> NamedRow:
+    row = NamedRow(**asdict(inspection.row))
+    if not row.anomalous:
+        return row
+    defects = namer.defects(inspection)
+    return replace(row, defect=SEPARATOR.join(defect.name for defect in defects), defect_score=defects[0].score)
 
 
 def threshold_of(model: Model, row: Row) -> float:

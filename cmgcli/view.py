@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,17 +13,18 @@ from cmgcli import cmer
 from cmgcli.detector import patch_features
 from cmgcli.encoder import Encoder, ImageFeatures
 from cmgcli.errors import SettingsError
+from cmgcli.tiles import WHOLE, Box, patch_boxes, tile_boxes, under
 
+TILES_AT_ONCE = 16
 RELEVANCE = ("fast", "sampled", "occlusion")
 
 
 @dataclass(frozen=True)
 class View:
-    """One image as the detector sees it, after CMER."""
+    """One image as the detector sees it, after CMER: as a whole, and, where it is large, in tiles, each a view of its own."""
 
     image: np.ndarray  # (H, W, 3) uint8 RGB
     text: Tensor  # (D,) embedding of the caption that guided CMER
-    tokens: Tensor  # (W, h, w) float32 late tokens of the whole image, for the head
     relevance: np.ndarray  # (h, w) float32
     keep: np.ndarray  # (h, w) bool
     whole: Tensor  # (D,) unit-norm embedding of the whole image
@@ -32,6 +33,19 @@ class View:
     match_before: float  # cosine of the whole image and the caption
     match: float  # cosine of the kept patches and the caption
     passes: float  # what all this cost, in passes over the whole image: one over n of P patches counts n / P
+    box: Box = WHOLE  # where it lies in the image that it is a tile of
+    tiles: tuple[View, ...] = ()  # those in which CMER kept something; none where the image is seen as a whole only
+    tile_count: int = 0  # how many cover the image, these and the skipped ones
+
+    @property
+    def pieces(self) -> tuple[View, ...]:
+        """The views from nearest by: the tiles, or the view itself where it has none."""
+        return self.tiles or (self,)
+
+    @property
+    def patch_boxes(self) -> np.ndarray:
+        """Where the kept patches lie in the image, or in the one that this is a tile of: see `tiles.patch_boxes`, (K, 4) int64."""
+        return patch_boxes(self.box, self.image.shape[:2], self.keep.shape, np.flatnonzero(self.keep))
 
 
 class Meter:
@@ -91,7 +105,7 @@ def look(
     Args:
         images: ``B`` arrays (H, W, 3) uint8.
         text: from the (B, D) embeddings of the whole images to the (B, D) caption embeddings that guide CMER.
-        layers: blocks whose tokens make the patch features; the last one also serves the head.
+        layers: blocks whose tokens make the patch features.
         relevance: fast, sampled or occlusion.
         keep: auto, or the share of patches to keep; None keeps all, which is no CMER.
     """
@@ -103,6 +117,38 @@ def look(
     if keep is not None:
         match = pooled_match(full.dense, captions) if relevance == "fast" else token_match(meter, captions)
         kept = cmer.keep_mask(match, meter.pixels, scores, encoder.grid, keep=keep)
+    return _views(meter, full, images, captions, scores, kept, layers)
+
+
+def look_nearer(encoder: Encoder, view: View, *, layers: tuple[int, ...], tile: int, overlap: float) -> View:
+    """The same image seen in tiles too, those in which the view keeps something; an image no larger than a tile stays as it is.
+
+    What matters for the caption is told from the whole image: a tile keeps what the view keeps there.
+    """
+    shape = view.image.shape[:2]
+    boxes = tile_boxes(*shape, tile=tile, overlap=overlap)
+    if len(boxes) == 1:
+        return view
+    keeps = [(box, under(view.keep, box, shape, encoder.grid)) for box in boxes]
+    wanted = [(box, keep) for box, keep in keeps if keep.any()]
+    tiles: list[View] = []
+    for start in range(0, len(wanted), TILES_AT_ONCE):
+        batch = wanted[start : start + TILES_AT_ONCE]
+        images = [view.image[box] for box, _ in batch]
+        meter = Meter(encoder, encoder.preprocess(images))
+        full = meter.encode(layers=layers)
+        relevance = np.stack([under(view.relevance, box, shape, encoder.grid).ravel() for box, _ in batch])
+        kept = torch.from_numpy(np.stack([keep.ravel() for _, keep in batch])).to(full.embedding.device)
+        seen = _views(meter, full, images, view.text.expand(len(batch), -1), torch.from_numpy(relevance), kept, layers)
+        tiles += [replace(near, box=box) for near, (box, _) in zip(seen, batch, strict=True)]
+    return replace(view, tiles=tuple(tiles), tile_count=len(boxes), passes=view.passes + sum(near.passes for near in tiles))
+
+
+def _views(
+    meter: Meter, full: ImageFeatures, images: Sequence[np.ndarray], captions: Tensor, scores: Tensor, kept: Tensor, layers: tuple[int, ...]
+) -> list[View]:
+    """The views of the meter's images through the patches ``kept`` (B, P) bool; ``full`` is what all patches gave."""
+    encoder = meter.encoder
     views: list[View | None] = [None] * len(images)
     counts = kept.sum(1)
     for count in counts.unique().tolist():  # rows that keep equally many patches go through the tower together
@@ -113,7 +159,6 @@ def look(
             views[row] = View(
                 image=images[row],
                 text=captions[row],
-                tokens=full.patches[-1][row].T.reshape(encoder.width, *encoder.grid),
                 relevance=scores[row].reshape(encoder.grid).cpu().numpy(),
                 keep=kept[row].reshape(encoder.grid).cpu().numpy(),
                 whole=full.embedding[row],

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cmgcli.bank import BankBuilder, PatchBank, caption_groups, k_center, sketch
+from tests.benchmarks.coreset import patches as textures
 from tests.benchmarks.coreset import stream
 
 
@@ -52,14 +53,14 @@ def test_the_streaming_bank_covers_about_as_well_as_one_made_of_all_patches_at_o
 def test_the_bank_keeps_its_budget_however_many_patches_come(groups):
     builder = BankBuilder(groups, budget=140)
     for i in range(60):
-        builder.add(points(50, seed=i), i % groups)
+        builder.add(points(50, seed=i), i % groups, image=i, boxes=torch.arange(200).view(50, 4))
         assert sum(group.size for group in builder.groups) <= 4 * 140 + 50
     bank = builder.build()
     assert torch.bincount(bank.groups).tolist() == [140 // groups] * groups == [len(bank.features) // groups] * groups
 
 
 def test_only_the_named_groups_are_searched():
-    bank = PatchBank(torch.tensor([[0.0, 0], [10, 0]]), torch.tensor([0, 1]))
+    bank = PatchBank(torch.tensor([[0.0, 0], [10, 0]]), torch.tensor([0, 1]), torch.zeros(2, 5, dtype=torch.int64))
     patch = torch.tensor([[9.0, 0]])
     assert float(bank.distances(patch, torch.tensor([0]))) == pytest.approx(9)
     assert float(bank.distances(patch, torch.tensor([1]))) == pytest.approx(1)
@@ -80,3 +81,13 @@ def test_captions_that_share_a_group_are_alike():
     text = torch.nn.functional.normalize(points(6, seed=1).repeat_interleave(50, 0) + 0.05 * points(300), dim=1)
     groups = caption_groups(text, 6).view(6, 50)
     assert (groups == groups[:, :1]).all() and len(groups.unique()) == 6
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_shortlist_gives_the_distances_of_the_whole_bank(monkeypatch, native):
+    monkeypatch.setattr("cmgcli.bank.native_bfloat16", lambda: native)
+    features = textures(2000)
+    bank, seen = PatchBank(features, torch.arange(2000) // 500, torch.zeros(2000, 5, dtype=torch.int64)), textures(300, seed=5)
+    found = bank.distances(seen, torch.tensor([3, 1, 3]))
+    rows = torch.cat([features[500:1000], features[1500:]])
+    torch.testing.assert_close(found, torch.cdist(seen, rows).amin(1), atol=1e-4, rtol=0)

@@ -47,9 +47,9 @@ def test_demo_fit_score_eval(tmp_path):
     assert "image AUROC" in evaluated.out and "AUPRO" in evaluated.out
     numbers = json.loads((tmp_path / "e.json").read_text())
     assert 0 <= numbers["image_auroc"] <= 1 and numbers["images"] == 12
-    failed = cmg(*gate, "--min-auroc", 1.1)
+    failed = cmg(*gate, "--max-miss", 0)
     assert failed.returncode == 1
-    assert "gate failed: image AUROC" in failed.err
+    assert "gate failed: miss rate" in failed.err
 
 
 def test_demo_refuses_to_overwrite(small_line):
@@ -219,6 +219,20 @@ def test_wrong_input_is_one_line_with_the_remedy(small_line, tmp_path):
     wrong(cmg_here("fit", "--images", small_line, "--caption", "x", "--encoder", "ViT-B16/openai"), "did you mean ViT-B-16")
     wrong(cmg_here("fit", "--images", small_line, "--caption", "x", "--keep", "half"), "--keep")
     wrong(cmg_here("fit", "--images", small_line, "--caption", "x", "--out", tmp_path / "no" / "m.cmg"), "does not exist")
+
+
+@pytest.mark.parametrize("gate", ["--min-auroc", "--max-false-alarm", "--max-miss"])
+@pytest.mark.parametrize("limit", ["5", "-0.1", "nan", "80%"])
+def test_a_gate_that_could_never_do_its_work_is_refused(gate, limit):
+    run = cmg_here("eval", "--scores", "s.csv", "--labels", "l.csv", gate, limit)
+    assert run.returncode == 2 and run.out == "" and gate in run.err
+
+
+def test_no_option_is_ignored(small_line, model_file):
+    score = ("score", "--model", model_file, small_line)
+    wrong(cmg_here(*score, "--images", small_line), "give it with --captions")
+    wrong(cmg_here(*score, "-0"), "give - as the only path")
+    wrong(cmg_here("eval", "--scores", "s.csv", "--labels", "l.csv", "--adapt-steps", 3), "give it with --ablate")
 
 
 def test_eval_needs_labels_of_both_kinds(small_line, model_file, tmp_path):

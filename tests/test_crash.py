@@ -6,6 +6,7 @@ CMG_THOROUGH=1 kills 50 times instead of 8.
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,9 +66,10 @@ def wait_for_size(path: Path, size: int) -> None:
         time.sleep(0.001)
 
 
-def test_a_killed_run_resumes_to_the_same_bytes(quick_model, many, tmp_path):
-    """The processes are forked from one that has everything imported; see `kill_and_resume`."""
-    command = [sys.executable, __file__, str(quick_model), str(many), str(tmp_path), str(KILLS)]
+@pytest.mark.parametrize("style", ["csv", "jsonl"])
+def test_a_killed_run_resumes_to_the_same_bytes(quick_model, many, tmp_path, style):
+    """The processes are forked from one that has everything imported; see `kill_and_resume`. With JSON Lines also the maps are compared."""
+    command = [sys.executable, __file__, str(quick_model), str(many), str(tmp_path), str(KILLS), style]
     run = subprocess.run(command, capture_output=True, text=True, env=ALONE, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.splitlines()[-1].startswith(f"{KILLS} kills, ")
@@ -138,11 +140,16 @@ def test_a_full_disk_leaves_no_half_written_file(small_line, quick_model, many, 
     assert out.is_dir() or not out.exists()
 
 
-def kill_and_resume(model: Path, many: Path, work: Path, kills: int) -> str:
+def kill_and_resume(model: Path, many: Path, work: Path, kills: int, style: str) -> str:
     """Kill scoring `kills` times, each time resume, and compare every file that gets finished with an undisturbed one."""
-    whole, out = work / "whole.csv", work / "out.csv"
+    whole, out = work / "whole", work / "out"
+
+    def run(to: Path, *options: str, moment: float | tuple[Path, int] | None = None) -> int:
+        pictures = ("--maps", str(to.with_suffix(".maps"))) if style == "jsonl" else ()
+        return in_child(score(model, many, to, "--format", style, *pictures, *options), moment)
+
     began = time.monotonic()
-    assert in_child(score(model, many, whole), None) == 0
+    assert run(whole) == 0
     span = time.monotonic() - began
     expected = whole.read_bytes()
     rng, killed, finished, torn = random.Random(0), 0, 0, 0
@@ -154,11 +161,13 @@ def kill_and_resume(model: Path, many: Path, work: Path, kills: int) -> str:
             moment = rng.uniform(0, span / 2)
         elif again:  # just as rows are written
             moment = out, min(size + rng.randrange(1, len(expected) // 4), len(expected) - 1)
-        code = in_child(score(model, many, out, "--resume"), moment)
+        code = run(out, "--resume", moment=moment)
         if code == 0:
-            assert out.read_bytes() == expected, "a resumed run gave other bytes"
+            assert out.read_bytes() == expected, f"a resumed run gave {first_difference(out.read_bytes(), expected)}"
+            assert pictures_of(out) == pictures_of(whole), "a resumed run gave other maps"
             finished += 1
             out.unlink()
+            shutil.rmtree(out.with_suffix(".maps"), ignore_errors=True)
             continue
         assert code == -signal.SIGKILL, f"the run ended with {code}"
         killed += 1
@@ -166,6 +175,17 @@ def kill_and_resume(model: Path, many: Path, work: Path, kills: int) -> str:
             os.truncate(out, max(0, out.stat().st_size - rng.randrange(1, 200)))
             torn += 1
     return f"{killed} kills, {torn} torn files, {finished} finished files equal an undisturbed run"
+
+
+def first_difference(content: bytes, expected: bytes) -> str:
+    """The first line that differs, and what was expected in its place."""
+    pairs = zip(content.splitlines(), expected.splitlines())
+    return next((f"{line!r} in place of {right!r}" for line, right in pairs if line != right), f"{len(content)} bytes in place of {len(expected)}")
+
+
+def pictures_of(out: Path) -> dict[str, bytes]:
+    """The maps of a run; what a killed one left unfinished has a hidden name and does not count."""
+    return {path.name: path.read_bytes() for path in out.with_suffix(".maps").glob("[!.]*")}
 
 
 def in_child(arguments: list[str], moment: float | tuple[Path, int] | None) -> int:
@@ -200,4 +220,4 @@ if __name__ == "__main__":
     import cmgcli.model
 
     cmgcli.model.Model.load(sys.argv[1], device="cpu")  # imports all that the children would have to import again
-    print(kill_and_resume(*map(Path, sys.argv[1:4]), int(sys.argv[4])))
+    print(kill_and_resume(*map(Path, sys.argv[1:4]), int(sys.argv[4]), sys.argv[5]))

@@ -94,6 +94,8 @@ def test_paths_beside_the_caption_file(parts, tmp_path):
         (f"file_name,text\n{'a' * 5000}.png,nut\n", 2, "no usable file name"),
         ("file_name,text,label\na.png,nut,good\n", 2, "label is 'good': expected 0"),
         ("file_name,text,label\na.png,nut,-1\n", 2, "label is '-1'"),
+        ("file_name,text,label\na.png,nut,1.5\n", 2, "label is '1.5': expected 0 (normal), 1 (anomalous), a level of severity above"),
+        ('{"file_name": "a.png", "text": "nut", "label": 1.5}\n', 1, "label is 1.5: expected a text or an integer"),
         ("file_name,text,split\na.png,nut,val\n", 2, "split is 'val': expected 'train', 'test'"),
         ("file_name,text,mask\na.png,nut,m.png\n", 2, "the mask 'm.png' does not exist"),
         ('file_name,text\na.png,nut\nb.png,"bolt\n', 3, "close the quotes"),

@@ -40,7 +40,12 @@ def test_after_the_alarm_nothing_more_is_taken_in():
     assert watch.alarm == watch.scores < 200
     assert watch.capital >= 100
     assert f"seen at score {watch.alarm} " in watch.sentence and "at most 1% of runs" in watch.sentence
-    assert watched(np.arange(40.0), [3.0, 17.0]).sentence == "no drift seen in 2 scores"
+
+
+def test_a_stream_without_an_alarm_says_whether_it_was_long_enough():
+    calm = np.random.default_rng(0).permutation(40.0 * np.arange(19) / 19)
+    assert watched(np.arange(40.0), calm).sentence == "too few to say whether the line has drifted: 19 scores, it takes 20"
+    assert watched(np.arange(40.0), [*calm, 7.0]).sentence == "no drift seen in 20 scores"
 
 
 def test_too_few_calibration_scores_are_said():

@@ -20,7 +20,7 @@ from cmgcli.exhibits import SIDE, Worst, exhibit
 from cmgcli.figures import evaluation_of
 from cmgcli.images import write_png
 from cmgcli.page import Page, render
-from cmgcli.report import Exhibit, evaluation_table
+from cmgcli.report import Exhibit, evaluation_table, group_tables
 from cmgcli.rows import Row
 from cmgcli.scored import evaluate_scores
 
@@ -51,6 +51,22 @@ def test_levels_of_severity_are_compared_with_the_scores():
     assert result.anomalous == 20 and result.as_dict()["severity"]["c_index"] == 1.0
     assert "C-index of severity" in [str(cell) for cell in evaluation_table(result).columns[0].cells]
     assert "Severity, C-index" in render(Page("p", result, datetime(2026, 1, 1)))
+
+
+def test_recall_is_told_for_each_decade_of_the_defects_size():
+    areas = [None, 3e-6, 1e-5, 2e-4, 2e-4, 0.03, 0.3]
+    cases = [made_case(i, bad, score=float(i)) for i, bad in enumerate([False, *[True] * 6], 1)]
+    cases = [replace(case, area=area, row=replace(case.row, anomalous=int(i > 4))) for i, (case, area) in enumerate(zip(cases, areas, strict=True), 1)]
+    result = evaluation_of([*cases, made_case(20, True, 0.0)], Worst(0), threshold=1.0, promised=None)
+    found = {name: (rate.count, rate.total) for name, rate in result.recall_by_size.items()}
+    expected = {"below 0.001 %": (0, 1), "0.001 to 0.01 %": (0, 1), "0.01 to 0.1 %": (1, 2), "1 to 10 %": (1, 1), "10 % and more": (1, 1)}
+    assert found == expected and list(found) == list(expected)
+    half = result.recall_by_size["0.01 to 0.1 %"]
+    assert (half.value, half.low) == (0.5, pytest.approx(1 - half.high)) and result.as_dict()["recall_by_size"]["1 to 10 %"]["value"] == 1
+    (table,) = [table for table in group_tables(result) if "size" in table.title]
+    assert [str(cell) for cell in table.columns[0].cells] == list(expected)
+    assert "By size of the defect" in render(Page("p", result, datetime(2026, 1, 1)))
+    assert "By size of the defect" not in render(Page("p", made_evaluation(), datetime(2026, 1, 1)))
 
 
 @pytest.mark.parametrize("count", [0, 3, 50])

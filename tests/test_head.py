@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cmgcli import head as module
-from cmgcli.head import DefectHead, exposure, head_map, standard_pixels
+from cmgcli.head import DefectHead, exposure, head_map, kept_places, patch_mask_to, standard_pixels
 from cmgcli.pretrained_head import load_head
 
 GRID = (4, 4)
@@ -79,3 +79,15 @@ def test_bfloat16_ranks_as_float32_does():
     exact, rough = ([head_map(head, image, np.ones(GRID, bool), precision=p)[0] for image in images] for p in ("float32", "bfloat16"))
     assert exact != rough
     assert np.corrcoef(np.argsort(np.argsort(exact)), np.argsort(np.argsort(rough)))[0, 1] > 0.99
+
+
+def test_no_kept_patch_is_lost_where_logits_are_fewer_than_patches():
+    rng = np.random.default_rng(0)
+    for size in ((14, 14), (28, 56), (16, 20)):
+        keep = rng.random((14, 14)) < 0.3
+        assert np.array_equal(kept_places(keep, *size), patch_mask_to(keep, *size))
+    for number in range(196):
+        keep = np.zeros(196, bool)
+        keep[number] = True
+        kept = kept_places(keep.reshape(14, 14), 8, 12)
+        assert 1 <= kept.sum() <= 4 and kept[number // 14 * 8 // 14, number % 14 * 12 // 14]

@@ -62,8 +62,12 @@ def test_usage_errors_exit_with_2():
         assert run.returncode == 2 and run.out == "" and run.err
 
 
-def test_a_wrong_encoder_is_named_with_the_nearest(small_line):
-    wrong(cmg_here("fit", "--images", small_line, "--caption", "x", "--encoder", "ViT-B-61/openai"), "did you mean ViT-B-16")
+@pytest.mark.parametrize(
+    ("encoder", "near"),
+    [("ViT-B-61/openai", "ViT-B-16"), ("ViT-B-61", "ViT-B-16"), ("builtn", "builtin"), ("ViT-B-16/laion2b_s34b_b88", "laion2b_s34b_b88k")],
+)
+def test_a_wrong_encoder_is_named_with_the_nearest(small_line, encoder, near):
+    wrong(cmg_here("fit", "--images", small_line, "--caption", "x", "--encoder", encoder), f"did you mean {near}?")
 
 
 def test_version_names_what_a_result_depends_on():

@@ -1,5 +1,7 @@
 """Fit, score and mask as a whole, on a small line and a real model."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -177,6 +179,24 @@ def test_a_file_that_is_no_model_is_named(model_file, tmp_path, damage):
         save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(CheckpointError, match="not a cmg model"):
         Model.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda header: header | {"format": 3}, "model format 3, this program reads 4; fit it again"),
+        (lambda header: header | {"album": header["album"][:1]}, "is damaged .*no name"),
+    ],
+)
+def test_a_model_of_another_format_or_with_a_changed_header_is_refused(model_file, tmp_path, change, words):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(model_file, framework="pt") as file:
+        header, tensors = json.loads(file.metadata()["cmg"]), {name: file.get_tensor(name) for name in file.keys()}
+    save_file(tensors, tmp_path / "m.cmg", metadata={"cmg": json.dumps(change(header))})
+    with pytest.raises(CheckpointError, match=words):
+        Model.load(tmp_path / "m.cmg", device="cpu")
 
 
 def test_saving_replaces_the_file_at_once_or_not_at_all(small_model, tmp_path):

@@ -33,7 +33,7 @@ def looked(encoder, pictures, relevance, keep="auto"):
 def test_passes_are_the_patch_tokens_that_went_through_the_tower(tiny, builtin, relevance, keep):
     encoder = builtin if relevance == "fast" else tiny
     tokens = []
-    hook = encoder.model.visual.transformer.resblocks[0].register_forward_pre_hook(lambda _, args: tokens.append(args[0].shape))
+    hook = encoder.tower.blocks[0].register_forward_pre_hook(lambda _, args: tokens.append(args[0].shape))
     try:
         views = looked(encoder, images(3), relevance, keep)
     finally:

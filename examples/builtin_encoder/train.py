@@ -24,10 +24,24 @@ from torch.nn import functional as F
 
 from cmgcli import line
 from cmgcli.adapt import fast_bfloat16
-from cmgcli.encoder import WEIGHTS, TokenGather, builtin_model, builtin_tokenizer, save_builtin
+from cmgcli.encoder import WEIGHTS, builtin_model, builtin_tokenizer, save_builtin
 
 SIZE, GRID = 112, 14
 MEAN, STD = 0.5, 0.25
+
+
+class TokenGather(torch.nn.Module):
+    """In place of open_clip's patch dropout: passes on the class token and the patch tokens that `index` (B, K) int64 names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.index: torch.Tensor | None = None  # None: every token
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:  # (B, 1 + P, W) to (B, 1 + K, W)
+        if self.index is None:
+            return tokens
+        index = self.index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
+        return torch.cat([tokens[:, :1], tokens[:, 1:].gather(1, index)], dim=1)
 
 
 def held_out(part: str, material: str) -> bool:

@@ -37,8 +37,8 @@ def radius(features: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
 def stream(features: torch.Tensor, budget: int) -> torch.Tensor:
     """The bank of patches that come image by image."""
     builder = BankBuilder(1, budget=budget)
-    for image in features.split(PER_IMAGE):
-        builder.add(image, 0)
+    for number, image in enumerate(features.split(PER_IMAGE)):
+        builder.add(image, 0, image=number, boxes=torch.zeros(len(image), 4, dtype=torch.int64))
     return builder.build().features
 
 

@@ -1,0 +1,39 @@
+"""What an evaluation leaves: tables on standard output, figures as JSON, the report page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from cmgcli import page, report
+from cmgcli.console import output, say
+from cmgcli.page import Page
+from cmgcli.stress import plain, stress_table
+
+
+def publish(content: Page, json_file: Path | None, report_file: Path | None) -> None:
+    """Tables to standard output, and the files that were asked for."""
+    from rich.console import Console
+
+    console = Console()
+    console.print(report.evaluation_table(content.result))
+    for table in report.group_tables(content.result):
+        console.print(table)
+    if content.result.naming is not None:
+        console.print(report.confusion_table(content.result.naming))
+        console.print(content.result.naming.sentence, markup=False, highlight=False)
+    if content.ablation:
+        console.print(report.ablation_table(content.ablation, content.paper_gain))
+    if content.stress is not None:
+        console.print(stress_table(content.stress))
+        for sentence in (content.stress.sentence, content.stress.blindness):
+            console.print(plain(sentence), markup=False, highlight=False)
+    if json_file is not None:
+        figures = content.result.as_dict() | {"ablation": {name: row.as_dict() for name, row in content.ablation.items()}}
+        figures["stress"] = None if content.stress is None else content.stress.as_dict()
+        with output(json_file) as stream:
+            json.dump(figures, stream, indent=2, allow_nan=False, default=str)
+            stream.write("\n")
+    if report_file is not None:
+        page.write_page(content, report_file)
+        say(f"wrote {report_file}")

@@ -1,0 +1,85 @@
+"""A scoring run without a model, from its options to its rows. Imports nothing heavy before the options are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from cmgcli.console import SOME_UNREADABLE, fail, output, say, timed
+from cmgcli.errors import SettingsError
+from cmgcli.rows import Row, rest_of, resume_scores, row_writer
+
+if TYPE_CHECKING:
+    from cmgcli.zeroshot import ZeroShot
+
+
+def check_options(zero_shot: bool, model: Path | None, *, fitted: Mapping[str, Any], unfitted: Mapping[str, Any]) -> None:
+    """Raise SettingsError where options do not go together.
+
+    Args:
+        fitted, unfitted: the options that only a model can serve, and those that a model has no use for; None or False: not given.
+    """
+    if zero_shot and model is not None:
+        raise SettingsError("--zero-shot scores without a model and --model with one; give one of the two")
+    if not zero_shot and model is None:
+        raise SettingsError("give --model FILE, which cmg fit writes, or --zero-shot --caption TEXT to score without a model")
+    for option, value in (fitted if zero_shot else unfitted).items():
+        if value is None or value is False:
+            continue
+        if zero_shot:
+            raise SettingsError(f"{option} needs a fitted model, and --zero-shot has none: without good parts nothing can be promised; make one with cmg fit, or leave {option} out")
+        raise SettingsError(f"{option} is for --zero-shot; a model has it from its fit, so leave it out")
+
+
+def score_unfitted(
+    files: Iterable[str],
+    captions: Mapping[Path, str] | None,
+    *,
+    out: Path | None,
+    jsonl: bool,
+    resume: bool,
+    maps: Path | None,
+    **options: Any,
+) -> None:
+    """Score all files against each other and write their rows; all paths are read first, for each image is compared with the others.
+
+    options: those of `zeroshot.zero_shot`.
+    """
+    files = list(files)
+    done = resume_scores(out, jsonl=jsonl) if resume else ()
+    rest = list(rest_of(files, done))
+    with timed("importing torch"):
+        from cmgcli.zeroshot import NO_PROMISE, zero_shot
+
+    unreadable = sum(bool(row.error) for row in done)
+    if not files:
+        raise SettingsError("--zero-shot compares the images of a run with each other, and no image was given")
+    with timed("looking at a sample of the images"):
+        scorer = zero_shot(files, captions, **options)
+    say(NO_PROMISE)
+    if len(files) < 8:
+        say(f"{len(files)} images tell little of what is normal; the more there are, and the fewer of them are bad, the better")
+    with output(out, append=bool(done)) as stream, timed("scoring"):
+        write = row_writer(stream, header=not done, jsonl=jsonl)
+        for row in _rows(scorer, rest, done, maps, options.get("batch_size")):
+            write(row)
+            unreadable += bool(row.error)
+    if unreadable:
+        fail(f"{unreadable} inputs could not be scored; see the column error")
+        raise typer.Exit(SOME_UNREADABLE)
+
+
+def _rows(scorer: ZeroShot, files: Sequence[str], done: Sequence[Row], maps: Path | None, batch_size: int | None) -> Iterator[Row]:
+    """The rows, each with its pictures on disk before it comes."""
+    from cmgcli.console import given
+    from cmgcli.pictures import unused_stem
+    from cmgcli.scoring import used_stems, write_maps
+
+    used = used_stems(done)
+    for inspection in scorer.inspect(files, maps=maps is not None, **given(batch_size=batch_size)):
+        if inspection.anomaly_map is not None:
+            write_maps(inspection, maps, unused_stem(inspection.row.file, used))
+        yield inspection.row

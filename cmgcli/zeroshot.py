@@ -1,0 +1,239 @@
+"""Scores without a model: what the captions say of flawless and defective states, and how alike the images of one run are.
+
+A normal patch finds many alike in the other images of the run, a defect few (MuSc, Li et al., ICLR 2024). The other images are
+a sample of the run, so that memory has a bound. Good parts are not known here, so nothing is promised: scores rank the images of
+the run, and there is no threshold.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cmgcli import defects
+from cmgcli.detector import Blend, fit_blend, top_mean
+from cmgcli.encoder import Encoder, choose_device, choose_precision, load_encoder
+from cmgcli.errors import ImageError, SettingsError
+from cmgcli.head import DefectHead, fast_bfloat16, head_map, patch_mask_to
+from cmgcli.loader import BATCH, decoded
+from cmgcli.model import Inspection, Parts, weighted_map
+from cmgcli.pretrained_head import load_head
+from cmgcli.prompts import DEFECTIVE, FLAWLESS, prompts
+from cmgcli.rows import Row
+from cmgcli.view import View, choose_relevance, look
+
+logger = logging.getLogger(__name__)
+
+REFERENCES = 96  # images of the run whose patches are held
+WEIGHED = 32  # of them that weigh the parts of the score
+ALIKE_SHARE = 0.3  # of the other images: as many should look alike where a patch is normal
+NO_PROMISE = (
+    "no model: the scores rank the images of this run; without good parts there is no threshold and no false-alarm promise, "
+    "so the columns anomalous and p_value stay empty"
+)
+
+
+@dataclass(frozen=True)
+class States:
+    """What the captions of a run say an image could show."""
+
+    captions: tuple[str, ...]  # U
+    text: Tensor  # (U, D) unit norm, the captions themselves
+    flawless: Tensor  # (U, D) unit norm, the mean over the flawless states of what each caption names
+    defective: Tensor  # (U, D) unit norm
+    sharpness: float
+
+    def odds(self, embedding: Tensor, caption: str) -> float:
+        """Log-odds that an image (D,) shows a defective state, or what another caption names, against a flawless state of its own."""
+        own = self.captions.index(caption)
+        others = [u for u in range(len(self.captions)) if u != own]
+        logits = self.sharpness * torch.cat([self.defective[own, None], self.flawless[others]]).to(embedding) @ embedding
+        return float(logits.logsumexp(0) - self.sharpness * self.flawless[own].to(embedding) @ embedding)
+
+
+def states_of(encoder: Encoder, captions: Sequence[str]) -> States:
+    """Encode the captions and their states; an ensemble is the mean of its prompts."""
+
+    def mean(states: tuple[str, ...]) -> Tensor:
+        return torch.stack([F.normalize(encoder.encode_text(prompts(caption, states)).mean(0), dim=0) for caption in captions])
+
+    return States(tuple(captions), encoder.encode_text(captions), mean(FLAWLESS), mean(DEFECTIVE), encoder.sharpness)
+
+
+@dataclass(frozen=True)
+class References:
+    """The kept patches of some images of one caption."""
+
+    features: Tensor  # (M, V) float32
+    owners: Tensor  # (M,) int64, which image each patch is of
+    names: tuple[Path, ...]  # the images, resolved
+
+    def distances(self, patches: Tensor, name: Path) -> Tensor | None:
+        """How far each patch (K, V) lies from its nearest in the images that look most alike: (K,); None without another image.
+
+        For each other image the distance to its nearest patch; of these the mean of the lowest `ALIKE_SHARE`. The image itself,
+        by its name, tells nothing.
+        """
+        others = [number for number, other in enumerate(self.names) if other != name]
+        if not others:
+            return None
+        distances = torch.cdist(patches.to(self.features), self.features)  # (K, M)
+        nearest = torch.full((len(patches), len(self.names)), torch.inf, device=distances.device)
+        nearest.scatter_reduce_(1, self.owners.expand(len(patches), -1), distances, "amin")
+        count = max(1, round(ALIKE_SHARE * len(others)))
+        return nearest[:, others].topk(count, dim=1, largest=False).values.mean(1)
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """Scores the images of one run as a `Model` does, without a fit; made by `zero_shot`."""
+
+    encoder: Encoder
+    head: DefectHead  # the one that every fit starts from
+    states: States
+    caption_of: Mapping[Path, str]  # by resolved path
+    references: Mapping[str, References]  # by caption
+    blend: Blend
+    map_reference: np.ndarray  # (2, 3) as in a Detector
+
+    def inspect(self, paths: Iterable[Path | str], *, batch_size: int = BATCH, live: bool = False, maps: bool = False) -> Iterator[Inspection]:
+        """As `Model.inspect`; an image without a caption gives a row with `error`."""
+        for name, view, error in self.looked(paths, batch_size, live):
+            yield Inspection(Row(file=str(name), error=error)) if view is None else self._inspection(name, view, maps)
+
+    def _inspection(self, name: Path | str, view: View, maps: bool) -> Inspection:
+        caption = self.caption_of[Path(name).resolve()]
+        parts = self.judge(view, caption, Path(name).resolve())
+        row = Row(
+            file=str(name),
+            score=float(self.blend(parts.values[None])[0]),
+            image_score=float(parts.values[0]),
+            patch_score=None if np.isnan(parts.values[1]) else float(parts.values[1]),
+            head_score=float(parts.values[2]),
+            match=view.match,
+            kept=float(view.keep.mean()),
+            caption=caption,
+        )
+        return Inspection(row, view, weighted_map(self.map_reference, view, parts) if maps else None)
+
+    def judge(self, view: View, caption: str, name: Path) -> Parts:
+        """The parts of the score: the log-odds of the states, how few images look alike, what the defect head sees that every fit starts from."""
+        precision = "bfloat16" if fast_bfloat16(self.encoder.device.type) else "float32"
+        head_score, logits = head_map(self.head, view.image, view.keep, precision=precision)
+        distances = self.references[caption].distances(view.patches, name)
+        patch_map, patch_score = np.zeros(view.keep.shape, np.float32), np.nan
+        if distances is not None:
+            patch_map[:] = float(distances.min())
+            patch_map[view.keep] = distances.cpu().numpy()
+            patch_score = top_mean(distances, view.keep.size)
+        return Parts(np.array([self.states.odds(view.embedding, caption), patch_score, head_score]), patch_map, logits)
+
+    def look(self, images: Sequence[np.ndarray], captions: Sequence[str]) -> list[View]:
+        """The images through CMER, each under its caption."""
+        text = self.states.text[[self.states.captions.index(caption) for caption in captions]]
+        relevance = choose_relevance(self.encoder, None)
+        return look(self.encoder, images, lambda _: text, layers=self.encoder.feature_layers, relevance=relevance, keep="auto") if images else []
+
+    def looked(self, paths: Iterable[Path | str], batch_size: int, live: bool = False) -> Iterator[tuple[Path | str, View | None, str]]:
+        """Each path with its view, or with the reason why there is none."""
+        for batch in decoded(paths, batch_size=batch_size, live=live):
+            captions = [self.caption_of.get(Path(name).resolve()) for name, _ in batch]
+            good = [i for i, (_, image) in enumerate(batch) if not isinstance(image, ImageError) and captions[i] is not None]
+            seen = dict(zip(good, self.look([batch[i][1] for i in good], [captions[i] for i in good]), strict=True))
+            for i, (name, image) in enumerate(batch):
+                error = str(image) if isinstance(image, ImageError) else "no caption: name it in --captions, or give one for all with --caption"
+                yield name, seen.get(i), "" if i in seen else error
+
+
+def zero_shot(
+    paths: Sequence[Path | str],
+    captions: Mapping[Path, str] | None = None,
+    *,
+    caption: str | None = None,
+    encoder: str = "builtin",
+    device: str = "auto",
+    batch_size: int = BATCH,
+    references: int = REFERENCES,
+    seed: int = 0,
+) -> ZeroShot:
+    """Look at a sample of a run's images, so that all of them can be scored against it.
+
+    Args:
+        paths: all images of the run.
+        captions: caption by resolved path; caption: for the images that it does not name.
+        references: how many images are held, shared evenly among the captions; each is compared with those of its caption.
+    Raises:
+        SettingsError: no caption at all; EncoderError: weights that cannot be used.
+    """
+    if caption is not None and not caption.strip():
+        raise SettingsError("the caption for all images is empty: describe what they show")
+    given = {Path(path).resolve(): (captions or {}).get(Path(path).resolve(), caption) for path in paths}
+    caption_of = {path: text for path, text in given.items() if text is not None}
+    if not caption_of:
+        raise SettingsError("zero-shot: the prompts are made of a caption, and no image has one; give --caption TEXT, or --captions FILE that names these images")
+    device = choose_device(device)
+    tower = load_encoder(encoder, device=device, precision=choose_precision(device))
+    head = load_head().eval().requires_grad_(False).to(tower.device)
+    flat = Blend(np.zeros(3), np.ones(3), np.ones(3) / 3)
+    scorer = ZeroShot(tower, head, states_of(tower, tuple(dict.fromkeys(caption_of.values()))), caption_of, {}, flat, np.array([[0.0, 1.0, 0.5]] * 2))
+    chosen = _sample(caption_of, references, np.random.default_rng(seed))
+    scorer = replace(scorer, references={text: _held(scorer, names, batch_size) for text, names in chosen.items()})
+    held = sum(len(found.names) for found in scorer.references.values())
+    if held < len(caption_of):
+        logger.info("%d of the %d images are the sample that each is compared with", held, len(caption_of))
+    return _weighed(scorer, batch_size, np.random.default_rng(seed))
+
+
+def _held(scorer: ZeroShot, names: Sequence[Path], batch_size: int) -> References:
+    """The patches of those images that can be read."""
+    seen = [(name, view.patches.cpu()) for name, view, _ in scorer.looked(names, batch_size) if view is not None]
+    owners = [torch.full((len(patches),), number) for number, (_, patches) in enumerate(seen)]
+    features = torch.cat([patches for _, patches in seen]) if seen else torch.empty(0, 0)
+    return References(features, torch.cat(owners) if owners else torch.empty(0, dtype=torch.int64), tuple(Path(name) for name, _ in seen))
+
+
+def _sample(caption_of: Mapping[Path, str], most: int, rng: np.random.Generator) -> dict[str, list[Path]]:
+    """A random sample of the images of each caption, in their order; the captions share evenly, at least two images each."""
+    groups: dict[str, list[Path]] = {}
+    for path, text in caption_of.items():
+        groups.setdefault(text, []).append(path)
+    share = max(2, most // len(groups))
+    return {text: [names[i] for i in np.sort(rng.permutation(len(names))[:share])] for text, names in groups.items()}
+
+
+def _weighed(scorer: ZeroShot, batch_size: int, rng: np.random.Generator) -> ZeroShot:
+    """Standardise the parts on some references, and weight each by what it sees of drawn defects and of wrong captions.
+
+    Most images of a run are taken to be good. Captions with a single image say nothing of how alike images are, and are left
+    out where others do.
+    """
+    groups = [found.names for found in scorer.references.values() if len(found.names) > 1] or [found.names for found in scorer.references.values()]
+    names = [name for turn in zip_longest(*groups) for name in turn if name is not None][:WEIGHED]
+    normal, peaks, drawn, wrong = [], [], [], []
+    for name, view, _ in scorer.looked(names, batch_size):
+        if view is None:
+            continue
+        caption = scorer.caption_of[name]
+        parts = scorer.judge(view, caption, name)
+        normal.append(parts.values)
+        peaks.append((parts.patch_map.max(), parts.head_map.max()))
+        broken = defects.draw(view.image, rng, allowed=patch_mask_to(view.keep, *view.image.shape[:2]), strength=float(rng.random() ** 0.5))
+        drawn.append(scorer.judge(scorer.look([broken.image], [caption])[0], caption, name).values)
+        others = [text for text, found in scorer.references.items() if text != caption and found.names]
+        if others:
+            other = others[int(rng.integers(len(others)))]
+            wrong.append(scorer.judge(scorer.look([view.image], [other])[0], other, name).values)
+    if not normal:
+        return scorer
+    blend = fit_blend(np.array(normal), [np.array(kind) for kind in (drawn, wrong) if kind])
+    weight = blend.weight[1:] if blend.weight[1:].sum() > 0 else np.array([0.0, 1.0])
+    location, scale = np.median(peaks, axis=0), np.maximum(np.std(peaks, axis=0), 1e-6)
+    return replace(scorer, blend=blend, map_reference=np.column_stack([location, scale, weight / weight.sum()]))

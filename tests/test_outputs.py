@@ -1,0 +1,130 @@
+"""Files to write: checked before any work, never what the command reads, with any name, and of use after Ctrl-C."""
+
+import os
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from shell import cmg, cmg_here, table, wrong
+
+from cmgcli.rows import read_scores
+
+
+@pytest.fixture
+def place(small_line, model_file, tmp_path, monkeypatch) -> Path:
+    """A working directory with line/, captions.csv, model.cmg and scores.csv."""
+    shutil.copytree(small_line, tmp_path / "line")
+    shutil.copy(small_line / "metadata.csv", tmp_path / "captions.csv")
+    shutil.copy(model_file, tmp_path / "model.cmg")
+    (tmp_path / "scores.csv").write_text("file\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+SCORE = "score --model model.cmg line/images/test_0000.png --captions captions.csv"
+EVAL = "eval --labels captions.csv"
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "path"),
+    [
+        (SCORE, "--out", "model.cmg"),
+        (SCORE, "--out", "line/../captions.csv"),
+        (SCORE, "--junit", "line/images/test_0000.png"),
+        (SCORE, "--summary", "model.cmg"),
+        (f"{EVAL} --model model.cmg --images line", "--json", "model.cmg"),
+        (f"{EVAL} --scores scores.csv", "--report", "scores.csv"),
+        (f"{EVAL} --scores scores.csv", "--json", "captions.csv"),
+        ("fit --images line --captions captions.csv", "--out", "captions.csv"),
+        ("mask --images line --captions captions.csv --out masks", "--contact-sheet", "captions.csv"),
+    ],
+)
+def test_what_is_read_is_not_overwritten(place, command, option, path):
+    before = Path(path).read_bytes()
+    wrong(cmg_here(*command.split(), option, path), f"cannot write {path}", "it would be lost", option)
+    assert Path(path).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("command", "folder"),
+    [("score --model model.cmg line/images --maps", "line/images"), ("mask --images line --caption x --out", "line")],
+)
+def test_pictures_do_not_go_where_images_are_looked_for(place, command, folder):
+    for inside in (folder, f"{folder}/pictures"):
+        wrong(cmg_here(*command.split(), inside), f"it lies in {folder}", f"choose another {command.split()[-1]}")
+    assert not (place / folder / "pictures").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [(SCORE, "--out"), (SCORE, "--junit"), (f"{EVAL} --scores scores.csv", "--json"), (f"{EVAL} --scores scores.csv", "--report"), ("fit --images line", "--out")],
+)
+def test_a_file_that_cannot_be_written_is_said_before_any_work(place, command, option, monkeypatch):
+    wrong(cmg_here(*command.split(), option, "none/x"), "the directory none does not exist", option)
+    wrong(cmg_here(*command.split(), option, "line"), "it is a directory", f"{option} line/FILE")
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
+    wrong(cmg_here(*command.split(), option, "new"), "no permission", option)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_directory_without_permission(place):
+    (place / "locked").mkdir(mode=0o500)
+    wrong(cmg_here(*SCORE.split(), "--out", "locked/s.csv"), "no permission")
+    wrong(cmg_here(*SCORE.split(), "--maps", "locked/maps"), "Permission denied", "--maps")
+
+
+def test_an_empty_pipe_is_said(place):
+    run = cmg("score", "--model", "model.cmg", "-", stdin="\n\n")
+    assert run.returncode == 0 and run.out.count("\n") == 1
+    assert run.err == "cmg: no path came from standard input; expected one a line\n"
+
+
+def test_names_that_are_long_or_not_unicode_go_all_the_way(small_line, model_file, tmp_path):
+    """A scores file, maps, JUnit, summary, and a report from them, of images whose names fill the 255 bytes a file system gives."""
+    images = sorted((small_line / "images").glob("test*"))
+    parts = tmp_path / "mvtec"
+    names = [b"caf\xe9.png", b"x" * 251 + b".png", "ä".encode() * 125 + b".png", b"\xff" * 250 + b".png", b"a\nb,\"c\".png", b"-q.png"]
+    for folder in ("train/good", "test/good", "test/scratch"):
+        (parts / folder).mkdir(parents=True)
+        for name, image in zip(names, images):
+            shutil.copy(image, os.path.join(os.fsencode(parts / folder), name))
+    out, maps, junit, summary, report = (tmp_path / name for name in ("s.csv", "maps", "j.xml", "s.md", "r.html"))
+    run = cmg_here("score", "--model", model_file, "--out", out, "--maps", maps, "--junit", junit, "--summary", summary, parts / "test")
+    assert run.returncode == 0, run.err
+    assert sorted(os.fsencode(Path(row.file).name) for row in read_scores(out)) == sorted(names * 2)
+    assert len(list(maps.iterdir())) == 2 * 2 * len(names)
+    suite = ElementTree.parse(junit).getroot()[0]
+    assert len(suite) == 2 * len(names) and {case.get("name") for case in suite} >= {r"caf\xe9.png", "x" * 251 + ".png"}
+    assert r"\\x" in summary.read_text(encoding="utf-8")  # of the names that are no Unicode at least two are among the ten that it shows
+    run = cmg_here("eval", "--scores", out, "--images", parts, "--report", report)
+    assert run.returncode == 0, run.err
+    assert r"caf\xe9.png" in report.read_text(encoding="utf-8")
+
+
+def test_ctrl_c_leaves_whole_masks_and_says_so(small_line, tmp_path, monkeypatch):
+    from cmgcli import masking, pictures
+
+    written = []
+
+    def write_or_interrupt(*arguments):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(pictures.write_mask_pictures(*arguments))
+
+    monkeypatch.setattr(masking, "write_mask_pictures", write_or_interrupt)
+    run = cmg_here("mask", "--images", small_line / "images", "--caption", "a part", "--out", tmp_path / "masks")
+    assert run.returncode == 130
+    assert run.err == f"cmg: {tmp_path / 'masks' / 'summary.csv'} has a row of each image that was done\ncmg: interrupted\n"
+    assert len(table((tmp_path / "masks" / "summary.csv").read_text())) == 3
+
+
+def test_ctrl_c_in_an_evaluation_says_how_to_do_it_in_steps(small_line, model_file, tmp_path, monkeypatch):
+    from cmgcli import audit
+
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(audit, "audit_model", interrupt)
+    run = cmg_here("eval", "--model", model_file, "--images", small_line, "--report", tmp_path / "r.html")
+    assert run.returncode == 130 and "cmg eval --scores" in run.err and not (tmp_path / "r.html").exists()
