@@ -66,7 +66,10 @@ def score_on_ray(
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=None if address else False)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise InputError(f"--address: no Ray cluster answers at {address} ({str(error).splitlines()[0]}); start one with: ray start --head") from error
+        raise InputError(
+            f"--address: no Ray cluster answers at {address} ({str(error).splitlines()[0]}); start one with: ray start --head, "
+            "and set RAY_AUTH_MODE and RAY_AUTH_TOKEN as it was started with, where it asks for a token"
+        ) from error
     try:
         yield from _rows(ray, model.read_bytes(), files, captions or {}, phrases, device, batch_size)
     finally:

@@ -1,6 +1,7 @@
 """Ray's rows are the local engine's to the byte, also when an actor is killed and an image is broken."""
 
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -90,11 +91,13 @@ def test_rows_are_equal_to_the_byte_and_an_actor_may_die(inputs, tmp_path):
     assert (tmp_path / "ray.csv").read_bytes() == (tmp_path / "local.csv").read_bytes()
 
 
-def test_a_cluster_by_its_address(inputs, tmp_path):
+def test_a_cluster_by_its_address(inputs, tmp_path, monkeypatch):
     model, images = inputs
     tool = Path(sys.executable).with_name("ray")
     port = 20000 + os.getpid() % 20000
     start = [tool, "start", "--head", "--num-cpus", "1", "--include-dashboard", "false", "--port", str(port), "--temp-dir", "/tmp/" + tmp_path.name + str(port)]
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # of this cluster alone
     head = subprocess.Popen([*map(str, start), "--block"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         few = sorted(images.iterdir())[:6]
