@@ -11,49 +11,23 @@ import cv2
 import numpy as np
 
 from cmgcli import defects
+from cmgcli.camera import photograph
+from cmgcli.captions import describe
 from cmgcli.errors import OutputError
 from cmgcli.images import write_png
-from cmgcli.parts import PARTS, WITH_HOLES, Layer, outline, shape, to_pixels, without_hole
-from cmgcli.surfaces import BACKGROUNDS, MATERIALS, Material, find_material, lay_background, scatter, surface
+from cmgcli.materials import MATERIALS, Material, find_material, surface
+from cmgcli.parts import FRAME_FILLING, PARTS, WITH_HOLES, shape
+from cmgcli.shapes import Layer, outline, to_pixels, without_hole
+from cmgcli.surfaces import BACKGROUNDS, lay_background, scatter
 
 __all__ = ["BACKGROUNDS", "DEFECTS", "MATERIALS", "PARTS", "WITH_HOLES", "Sample", "describe", "render", "write_line"]
 
 DEFECTS: tuple[str, ...] = ("scratch", "stain", "chip", "crack", "missing hole", "wrong part")
+_PIECES = tuple(part for part in PARTS if part not in FRAME_FILLING)
 _PRODUCTS = (
     ("gear", "brass"), ("hex nut", "steel"), ("bracket", "aluminium"), ("connector", "blue plastic"), ("flange", "copper"),
     ("bottle cap", "red plastic"),
 )  # fmt: skip
-_PART_WORDS = {
-    "hex nut": ("hex nut", "hexagonal nut", "nut"), "washer": ("washer", "flat washer", "plain washer"),
-    "gear": ("gear", "gear wheel", "cogwheel"), "bolt": ("bolt", "hex bolt", "threaded bolt"),
-    "bearing": ("bearing", "ball bearing"), "bracket": ("bracket", "angle bracket", "L-shaped bracket"),
-    "flange": ("flange", "pipe flange", "round flange"), "spring": ("spring", "coil spring"),
-    "bottle cap": ("bottle cap", "crown cap", "cap"), "circuit board": ("circuit board", "PCB", "printed circuit board"),
-    "key": ("key", "door key"), "connector": ("connector", "plug connector", "pin connector"),
-    "seal ring": ("seal ring", "O-ring", "sealing ring"), "pipe elbow": ("pipe elbow", "elbow fitting", "pipe bend"),
-    "tag": ("tag", "label", "barcode tag"), "impeller": ("impeller", "fan wheel", "rotor"), "hinge": ("hinge", "door hinge"),
-    "chain link": ("chain link", "link plate"),
-}  # fmt: skip
-_MATERIAL_WORDS = {
-    "steel": ("steel", "stainless steel"), "aluminium": ("aluminium", "aluminum"), "rusty iron": ("rusty iron", "rusted", "rusty"),
-    "white ceramic": ("white ceramic", "ceramic"), "wood": ("wood", "wooden"), "rubber": ("rubber", "grey rubber"),
-}  # fmt: skip
-_BACKGROUND_WORDS = {
-    "grey belt": ("a grey belt", "a plain grey belt"), "dark conveyor belt": ("a dark conveyor belt", "a black ribbed belt"),
-    "wooden bench": ("a wooden bench", "a wooden table"), "concrete floor": ("a concrete floor", "concrete"),
-    "cutting mat": ("a green cutting mat", "a cutting mat with a grid"),
-    "perforated tray": ("a perforated tray", "a metal tray with holes"),
-    "newspaper": ("a newspaper", "printed paper"), "blue cloth": ("a blue cloth", "blue fabric"),
-}  # fmt: skip
-_TEMPLATES = (
-    "{thing}", "{a} {thing}", "a photo of {a} {thing}", "an image of {a} {thing}", "a close-up of {a} {thing}", "one {thing}",
-    "a picture of the {thing}", "inspection image of {a} {thing}", "{part}, {material}", "a {part} made of {material}",
-    "product: {thing}", "a good photo of {a} {thing}", "{a} {thing} on the line",
-)  # fmt: skip
-_PLACED = (
-    "{a} {thing} on {place}", "a photo of {a} {thing} lying on {place}", "{thing}, {place}", "{a} {thing} seen from above on {place}",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -79,20 +53,6 @@ class _Light:
     steep: float  # strength of the bevels
 
 
-def describe(part: str, material: str, background: str, rng: np.random.Generator) -> str:
-    """A caption in varied wording; about a quarter of the captions name the background too."""
-    material_word = str(rng.choice(_MATERIAL_WORDS.get(material, (material,))))
-    part_word = str(rng.choice(_PART_WORDS[part]))
-    article = "an" if material_word[0] in "aeiou" else "a"
-    places = _BACKGROUND_WORDS[background]
-    template = str(rng.choice(_PLACED if rng.random() < 0.25 else _TEMPLATES))
-    thing = f"{material_word} {part_word}"
-    if template.startswith(("{part}", "a {part}")):
-        material_word = material
-        template = template.replace("a {part}", "an {part}") if part_word[0] in "aeiouO" else template
-    return template.format(thing=thing, a=article, part=part_word, material=material_word, place=str(rng.choice(places)))
-
-
 def render(
     rng: np.random.Generator,
     *,
@@ -103,10 +63,12 @@ def render(
     defect: str = "",
     caption: str | None = None,
     design: int | None = None,
+    harsh: bool = False,
 ) -> Sample:
     """Draw one picture; what is None is drawn at random.
 
     size: side S in pixels. design: the same number gives a part the same proportions every time.
+    harsh: light and camera as on a bad day: too dark, too bright, shadows, reflections, blur, noise, a fifth in grey.
     defect: "" or one of `DEFECTS`; a random part is one that can have it. Raises ValueError for an unknown name, and for
     a missing hole in a part without holes.
     """
@@ -130,7 +92,7 @@ def render(
     scatter(bare, rng, int(rng.choice((0, 2, 5, 10, 18))))
     if rng.random() < 0.4:
         _place_neighbour(bare, rng, light)
-    pose = _pose(layers, rng, size)
+    pose = _covering_pose(rng, size) if shown in FRAME_FILLING else _pose(layers, rng, size)
     hole = None
     if defect == "missing hole":
         layers, hole = without_hole(layers, rng)
@@ -142,7 +104,7 @@ def render(
     elif defect and defect != "wrong part":
         drawn = _draw_plainly(image, object_mask, defect, rng)
         image, defect_mask = (_bite(image, bare, drawn.mask), drawn.mask) if defect == "chip" else (drawn.image, drawn.mask)
-    return Sample(_photograph(image, rng), object_mask, defect_mask, caption, part, material, background, defect)
+    return Sample(photograph(image, rng, harsh=harsh), object_mask, defect_mask, caption, part, material, background, defect)
 
 
 def _draw_plainly(image: np.ndarray, object_mask: np.ndarray, kind: str, rng: np.random.Generator) -> defects.DrawnDefect:
@@ -166,8 +128,9 @@ def _hole_mask(hole: Layer, pose: np.ndarray, object_mask: np.ndarray) -> np.nda
 
 
 def _other(part: str, material: str, rng: np.random.Generator) -> tuple[str, str]:
-    """Another part, another material, or both."""
-    other_part = PARTS[(PARTS.index(part) + int(rng.integers(1, len(PARTS)))) % len(PARTS)]
+    """Another part, which is never a frame-filling one, another material, or both."""
+    other_parts = [other for other in _PIECES if other != part]
+    other_part = other_parts[rng.integers(len(other_parts))]
     other_material = MATERIALS[(MATERIALS.index(material) + int(rng.integers(1, len(MATERIALS)))) % len(MATERIALS)]
     return ((other_part, material), (other_part, other_material), (part, other_material))[rng.choice(3, p=(0.4, 0.3, 0.3))]
 
@@ -191,13 +154,18 @@ def _pose(layers: list[Layer], rng: np.random.Generator, size: int) -> np.ndarra
     return _similarity(angle, scale, x, y)
 
 
+def _covering_pose(rng: np.random.Generator, size: int) -> np.ndarray:
+    """A random turn in which a square of side 1.4 covers the whole picture."""
+    return _similarity(rng.uniform(0, 2 * np.pi), 1.1 * size, size / 2, size / 2)
+
+
 def _place_neighbour(image: np.ndarray, rng: np.random.Generator, light: _Light) -> None:
     """Another part that reaches into the picture from its border."""
     size = len(image)
     angle = rng.uniform(0, 2 * np.pi)
     x, y = size / 2 + np.array([np.cos(angle), np.sin(angle)]) * size * rng.uniform(0.55, 0.75)
     pose = _similarity(rng.uniform(0, 2 * np.pi), size * rng.uniform(0.15, 0.3), x, y)
-    _place(image, shape(str(rng.choice(PARTS)), rng), find_material(str(rng.choice(MATERIALS))), pose, rng, light)
+    _place(image, shape(str(rng.choice(_PIECES)), rng), find_material(str(rng.choice(MATERIALS))), pose, rng, light)
 
 
 def _place(
@@ -273,20 +241,6 @@ def _bite(image: np.ndarray, bare: np.ndarray, mask: np.ndarray) -> np.ndarray:
     beyond = cv2.erode((gone | ~mask).astype(np.uint8), np.ones((2, 2), np.uint8)) > 0
     bitten[mask & beyond] = (bare[mask & beyond] * 0.75).astype(np.uint8)
     return bitten
-
-
-def _photograph(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Uneven light, a slightly soft lens, sensor noise: (S, S, 3) uint8."""
-    size = len(image)
-    slope = rng.normal(0, 0.10, 2).astype(np.float32)
-    steps = np.linspace(-1, 1, size, dtype=np.float32)
-    light = np.float32(rng.uniform(0.85, 1.12)) + slope[0] * steps[:, None] + slope[1] * steps[None]
-    warmth = np.float32([1, 1, 1]) + np.float32([1, 0.2, -1]) * np.float32(rng.normal(0, 0.03))
-    if (soft := rng.uniform(0, 0.8) * size / 256) > 0.25:
-        image = cv2.GaussianBlur(image, (0, 0), soft)
-    picture = image * (light[..., None] * warmth)
-    noise = rng.standard_normal((size, size), dtype=np.float32) * np.float32(rng.uniform(0.5, 4))
-    return np.clip(picture + noise[..., None] + 0.5, 0, 255).astype(np.uint8)
 
 
 def write_line(directory: Path, *, train: int = 240, test: int = 120, size: int = 256, seed: int = 0) -> Path:

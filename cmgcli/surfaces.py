@@ -1,83 +1,9 @@
-"""What the procedural line is made of: materials, benches and belts, and the clutter that lies on them."""
-
-from dataclasses import dataclass
+"""What the parts of the procedural line lie on: benches and belts, and the clutter on them."""
 
 import cv2
 import numpy as np
 
-Colour = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Material:
-    """colour: RGB. shine: strength of the highlights. grain: how the surface varies, one of brushed, cast, wood, plain."""
-
-    colour: Colour
-    shine: float
-    grain: str
-    rough: float
-
-
-_MATERIALS: dict[str, Material] = {
-    "steel": Material((122, 130, 144), 0.9, "brushed", 0.07),
-    "aluminium": Material((176, 179, 183), 0.7, "brushed", 0.045),
-    "brass": Material((184, 146, 66), 0.9, "brushed", 0.05),
-    "copper": Material((188, 104, 66), 0.9, "brushed", 0.05),
-    "cast iron": Material((84, 78, 76), 0.2, "cast", 0.16),
-    "rusty iron": Material((134, 76, 44), 0.1, "rust", 0.30),
-    "black plastic": Material((34, 34, 37), 0.8, "plain", 0.03),
-    "red plastic": Material((190, 34, 34), 0.6, "plain", 0.02),
-    "blue plastic": Material((30, 78, 178), 0.6, "plain", 0.02),
-    "yellow plastic": Material((240, 204, 16), 0.5, "plain", 0.02),
-    "green plastic": Material((28, 130, 66), 0.6, "plain", 0.02),
-    "white ceramic": Material((236, 234, 228), 0.7, "plain", 0.015),
-    "wood": Material((178, 128, 78), 0.05, "wood", 0.22),
-    "rubber": Material((60, 60, 63), 0.08, "cast", 0.10),
-}
-MATERIALS: tuple[str, ...] = tuple(_MATERIALS)
-
-
-def smooth_noise(rng: np.random.Generator, size: tuple[int, int], cells: tuple[float, float]) -> np.ndarray:
-    """Noise (height, width) float32 of about unit variance with so many waves down and across."""
-    coarse = rng.standard_normal((max(2, round(cells[0])), max(2, round(cells[1]))), dtype=np.float32)
-    return cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC)
-
-
-def _turned(texture: np.ndarray, angle: float, size: tuple[int, int]) -> np.ndarray:
-    """A square texture seen at an angle (radians), cut to `size`."""
-    middle = texture.shape[0] / 2
-    turn = cv2.getRotationMatrix2D((middle, middle), np.degrees(-angle), 1.0)
-    turn[:, 2] += (size[1] / 2 - middle, size[0] / 2 - middle)
-    return cv2.warpAffine(texture, turn, size[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-
-
-def find_material(material: str) -> Material:
-    """Raises ValueError for an unknown material."""
-    if material not in _MATERIALS:
-        raise ValueError(f"unknown material {material!r}: choose one of {', '.join(MATERIALS)}")
-    return _MATERIALS[material]
-
-
-def surface(material: Material, rng: np.random.Generator, size: tuple[int, int], angle: float) -> np.ndarray:
-    """A flat piece (height, width, 3) uint8 RGB of a material whose grain runs along `angle` (radians)."""
-    side = int(np.ceil(max(size) * 1.25)) + 2
-    if material.grain == "brushed":
-        streaks = smooth_noise(rng, (side, side), (side / 1.5, 3)) * 0.9 + smooth_noise(rng, (side, side), (side / 3, 2)) * 0.2
-        texture = _turned(streaks, angle, size)
-    elif material.grain == "wood":
-        bend = smooth_noise(rng, (side, side), (5, 2)) * 1.6
-        rings = np.sin(np.linspace(0, rng.uniform(20, 40), side, dtype=np.float32)[:, None] + bend)
-        texture = _turned(rings * 0.6 + 0.5 * smooth_noise(rng, (side, side), (side / 2, 4)), angle, size)
-    elif material.grain == "plain":
-        texture = smooth_noise(rng, size, (3, 3))
-    else:
-        texture = 0.6 * smooth_noise(rng, size, (size[0] / 2, size[1] / 2)) + 0.6 * smooth_noise(rng, size, (8, 8))
-    colour = np.array(material.colour, np.float32)
-    if material.grain == "rust":
-        patches = np.clip(smooth_noise(rng, size, (7, 7)), -1, 1)[..., None]
-        colour = colour + patches * np.array([28, 4, -8], np.float32)
-        texture = texture * 0.6
-    return np.clip(colour * (1 + material.rough * texture[..., None]), 0, 255).astype(np.uint8)
+from cmgcli.materials import Colour, Material, smooth_noise, surface, turned
 
 
 def _tinted(rng: np.random.Generator, colour: Colour, field: np.ndarray, spread: float = 6) -> np.ndarray:
@@ -96,7 +22,7 @@ def _dark_belt(rng: np.random.Generator, size: int) -> np.ndarray:
     pitch = size / rng.uniform(9, 16)
     ribs = 0.25 * np.clip(np.sin(np.arange(side, dtype=np.float32) * np.float32(2 * np.pi / pitch)) * 2, -1, 1)
     texture = np.repeat(ribs[:, None], side, axis=1) + 0.10 * smooth_noise(rng, (side, side), (side / 2, side / 3))
-    return _tinted(rng, (48, 50, 53), _turned(texture, rng.uniform(-0.3, 0.3) + rng.integers(2) * np.pi / 2, (size, size)))
+    return _tinted(rng, (48, 50, 53), turned(texture, rng.uniform(-0.3, 0.3) + rng.integers(2) * np.pi / 2, (size, size)))
 
 
 def _wooden_bench(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -160,8 +86,8 @@ def _newspaper(rng: np.random.Generator, size: int) -> np.ndarray:
                 if stop < x + column - line:
                     cv2.rectangle(paper, (start, y), (stop - line // 2, y + line // 2 - 1), int(rng.integers(40, 120)), -1)
             y += line
-    turned = _turned(paper, rng.uniform(-0.6, 0.6), (size, size)).astype(np.float32) / 226
-    return _tinted(rng, (222, 216, 202), turned * (1 + 0.02 * smooth_noise(rng, (size, size), (size / 2, size / 2))) - 1)
+    printed = turned(paper, rng.uniform(-0.6, 0.6), (size, size)).astype(np.float32) / 226
+    return _tinted(rng, (222, 216, 202), printed * (1 + 0.02 * smooth_noise(rng, (size, size), (size / 2, size / 2))) - 1)
 
 
 def _blue_cloth(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -172,9 +98,40 @@ def _blue_cloth(rng: np.random.Generator, size: int) -> np.ndarray:
     return _tinted(rng, (82, 108, 152), weave + folds, 8)
 
 
+def _light_table(rng: np.random.Generator, size: int) -> np.ndarray:
+    steps = np.linspace(-1, 1, size, dtype=np.float32)
+    x, y = rng.uniform(-0.4, 0.4, 2).astype(np.float32)
+    field = -np.float32(rng.uniform(0.02, 0.10)) * (np.square(steps - y)[:, None] + np.square(steps - x)[None])
+    return _tinted(rng, (242, 244, 246), field + 0.008 * smooth_noise(rng, (size, size), (4, 4)), 4)
+
+
+def _pitted_foam(rng: np.random.Generator, size: int) -> np.ndarray:
+    image = _tinted(rng, (56, 57, 62), 0.10 * smooth_noise(rng, (size, size), (size / 2, size / 2)) + 0.05 * smooth_noise(rng, (size, size), (4, 4)))
+    count, grey = int(rng.integers(120, 260)), int(rng.integers(14, 28))
+    spots = rng.integers(0, size * 16, (count, 2)).tolist()
+    for (x, y), radius in zip(spots, (rng.uniform(0.005, 0.02, count) * size * 16).astype(int).tolist(), strict=True):
+        cv2.circle(image, (x + 10, y + 10), radius, (92, 93, 98), -1, cv2.LINE_AA, shift=4)
+        cv2.circle(image, (x, y), radius, (grey, grey, grey + 2), -1, cv2.LINE_AA, shift=4)
+    return image
+
+
+def _cardboard(rng: np.random.Generator, size: int) -> np.ndarray:
+    side, flutes = int(size * 1.5) + 2, rng.uniform(80, 180)
+    ribs = np.sin(np.linspace(0, np.float32(flutes), side, dtype=np.float32))[:, None]
+    field = 0.025 * ribs + 0.03 * smooth_noise(rng, (side, side), (side / 2, side / 6)) + 0.03 * smooth_noise(rng, (side, side), (4, 4))
+    image = _tinted(rng, (188, 150, 106), turned(field, rng.uniform(0, np.pi), (size, size)), 8)
+    if rng.random() < 0.4:  # a fold
+        ends = (rng.uniform(-0.1, 1.1, (2, 2)) * size).astype(int)
+        ends[:, rng.integers(2)] = (-size, 2 * size)
+        for shift, colour in ((0, (128, 98, 64)), (max(1, size // 120), (214, 178, 132))):
+            cv2.line(image, tuple((ends[0] + shift).tolist()), tuple((ends[1] + shift).tolist()), colour, max(1, size // 120), cv2.LINE_AA)
+    return image
+
+
 _BACKGROUNDS = {
     "grey belt": _grey_belt, "dark conveyor belt": _dark_belt, "wooden bench": _wooden_bench, "concrete floor": _concrete_floor,
     "cutting mat": _cutting_mat, "perforated tray": _perforated_tray, "newspaper": _newspaper, "blue cloth": _blue_cloth,
+    "light table": _light_table, "dark foam": _pitted_foam, "cardboard sheet": _cardboard,
 }  # fmt: skip
 BACKGROUNDS: tuple[str, ...] = tuple(_BACKGROUNDS)
 

@@ -32,9 +32,10 @@ FLOORS = (
     {"bank", "calibrate", "drift", "cmer", "cmle", "encoder", "dataset", "loader", "metrics", "line"},
     {"clip"},
     {"tower"},
-    {"snapshot", "head", "images", "changes", "defects", "parts", "surfaces"},
-    {"containers", "defect_kinds", "files", "lettering", "tiles", "prompts"},
-    {"jpeg"},
+    {"snapshot", "head", "images", "changes", "defects", "captions"},
+    {"parts", "surfaces", "camera"},
+    {"containers", "defect_kinds", "files", "lettering", "tiles", "prompts", "products"},
+    {"jpeg", "shapes", "materials"},
     {"errors"},
 )
 
