@@ -29,6 +29,7 @@ _PRODUCTS = (
     ("bottle cap", "red plastic"),
 )  # fmt: skip
 
+
 @dataclass(frozen=True)
 class Sample:
     """One picture of the line; part and material are those that the caption names.

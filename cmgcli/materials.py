@@ -37,13 +37,13 @@ _MATERIALS: dict[str, Material] = {
     "wood": Material((178, 128, 78), 0.05, "wood", 0.22),
     "rubber": Material((60, 60, 63), 0.08, "cast", 0.10),
     "ground steel": Material((148, 149, 150), 0.5, "ground", 0.10),
-    "zinc": Material((158, 167, 180), 0.5, "spangled", 0.13),
+    "zinc": Material((158, 167, 180), 0.5, "spangled", 0.09),
     "orange plastic": Material((238, 112, 22), 0.6, "plain", 0.02),
-    "green laminate": Material((40, 92, 46), 0.45, "woven", 0.06),
-    "leather": Material((104, 62, 40), 0.15, "leather", 0.22),
+    "green laminate": Material((36, 88, 62), 0.45, "woven", 0.06),
+    "leather": Material((88, 52, 38), 0.35, "leather", 0.17),
     "blue fabric": Material((66, 86, 138), 0.0, "woven", 0.20),
     "cardboard": Material((192, 154, 108), 0.0, "fibrous", 0.07),
-    "white paper": Material((232, 230, 222), 0.0, "fibrous", 0.025),
+    "white paper": Material((222, 223, 226), 0.0, "fibrous", 0.025),
     "marble": Material((206, 203, 200), 0.5, "veined", 0.16),
 }
 MATERIALS: tuple[str, ...] = tuple(_MATERIALS)
@@ -100,13 +100,14 @@ def _grain(grain: str, rng: np.random.Generator, size: tuple[int, int], angle: f
     if grain == "spangled":
         return _cells(rng, size, side / 12)[0]
     if grain == "leather":
-        level, edge = _cells(rng, size, max(4.0, side / 40))
+        level, edge = _cells(rng, size, max(4.0, side / 30))
         return 0.25 * level - 1.4 * edge + 0.4 * smooth_noise(rng, size, (5, 5))
     if grain == "fibrous":
-        return smooth_noise(rng, size, (size[0] / 2, size[1] / 5)) * 0.7 + smooth_noise(rng, size, (size[0] / 5, size[1] / 2)) * 0.7
+        return 0.6 * turned(smooth_noise(rng, (side, side), (side / 2, side / 10)), angle, size) + 0.5 * smooth_noise(rng, size, (6, 6))
     if grain == "veined":
-        field = smooth_noise(rng, size, (4, 4)) + 0.4 * smooth_noise(rng, size, (14, 14))
-        return 0.4 - 2.2 * np.exp(-np.square(field * np.float32(9))) - 0.5 * np.abs(smooth_noise(rng, size, (6, 6)))
+        field = turned(smooth_noise(rng, (side, side), (5, 2)) + 0.3 * smooth_noise(rng, (side, side), (12, 8)), angle, size)
+        fading = np.clip(smooth_noise(rng, size, (5, 5)) + np.float32(0.3), 0, 1)
+        return 0.3 - 2.0 * fading * np.exp(-np.square(field * np.float32(8))) - 0.5 * np.abs(smooth_noise(rng, size, (6, 6)))
     return 0.6 * smooth_noise(rng, size, (size[0] / 2, size[1] / 2)) + 0.6 * smooth_noise(rng, size, (8, 8))
 
 

@@ -28,12 +28,13 @@ def tile(rng: np.random.Generator) -> list[Layer]:
     """A square glazed tile with a frame and an ornament."""
     tint, turn = _dye(rng), rng.choice((0, np.pi / 4))
     layers = [Layer(box(-0.7, -0.7, 0.7, 0.7, 0.03), 60, 0.8), Layer(box(-0.65, -0.65, 0.65, 0.65, 0.03), 130)]
-    layers += [Layer(box(-0.56, -0.56, 0.56, 0.56), 120, 1, tint), Layer(box(-0.5, -0.5, 0.5, 0.5), 120)]
+    for low, high in ((-0.57, -0.5), (0.5, 0.57)):
+        layers += [Layer(box(-0.57, low, 0.57, high), 125, 1, tint), Layer(box(low, -0.57, high, 0.57), 125, 1, tint)]
     petals = [capsule(0.12 * x, 0.12 * y, 0.3 * x, 0.3 * y, 0.11) for x, y in around(4, 1, turn)]
-    corners = [disc(0.17, x, y, 24) for x in (-0.5, 0.5) for y in (-0.5, 0.5)]
-    ornament = petals if rng.random() < 0.5 else [disc(0.36, count=4), disc(0.18, count=4)]
+    corners = [disc(0.13, x, y, 20) for x in (-0.4, 0.4) for y in (-0.4, 0.4)]
+    ornament = petals if rng.random() < 0.5 else [disc(0.34, count=4)]
     layers += [Layer(points, 125, 1, tint) for points in (*corners, *ornament)]
-    return [*layers, Layer(disc(0.08, count=16), 130, 0.7)]
+    return [*layers, Layer(disc(0.1, count=16), 130, 1, (238, 236, 230))]
 
 
 def blister_pack(rng: np.random.Generator) -> list[Layer]:
@@ -82,8 +83,8 @@ def bottle(rng: np.random.Generator) -> list[Layer]:
 def coin(rng: np.random.Generator) -> list[Layer]:
     """A stamped coin: beaded rim, legend, and a head or a star in relief."""
     layers = [Layer(disc(1, count=72), 150), Layer(disc(0.92, count=72), 90, 0.9)]
-    layers += [Layer(disc(0.025, x, y, 8), 150, 1.15) for x, y in around(40, 0.87)]
-    for x, y in around(24, 0.72, rng.uniform(0, 6))[: int(rng.integers(14, 21))]:
+    layers += [Layer(disc(0.03, x, y, 6), 150, 1.15) for x, y in around(28, 0.87)]
+    for x, y in around(20, 0.72, rng.uniform(0, 6))[: int(rng.integers(11, 17))]:
         layers.append(Layer(capsule(x * 0.94, y * 0.94, x * 1.06, y * 1.06, 0.022), 150, 1.15))
     if rng.random() < 0.5:
         profile = [[-0.2, -0.42], [0.12, -0.46], [0.28, -0.28], [0.29, -0.12], [0.4, 0.06], [0.29, 0.09], [0.29, 0.24], [0.12, 0.28]]

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 
 from cmgcli.errors import OutputError
-from cmgcli.line import BACKGROUNDS, DEFECTS, MATERIALS, PARTS, WITH_HOLES, describe, render, write_line
+from cmgcli.captions import describe
+from cmgcli.line import BACKGROUNDS, DEFECTS, MATERIALS, PARTS, WITH_HOLES, Sample, render, write_line
+from cmgcli.parts import FRAME_FILLING, shape
 
 
 def test_there_is_enough_variety() -> None:
-    assert len(PARTS) >= 12 and len(MATERIALS) >= 8 and len(BACKGROUNDS) >= 6 and set(WITH_HOLES) < set(PARTS)
+    assert len(PARTS) >= 28 and len(MATERIALS) >= 22 and len(BACKGROUNDS) >= 11
+    assert set(WITH_HOLES) | set(FRAME_FILLING) < set(PARTS) and not set(WITH_HOLES) & set(FRAME_FILLING)
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -25,7 +28,10 @@ def test_every_part_with_every_defect(part: str, defect: str) -> None:
     sample = render(np.random.default_rng(0), size=64, part=part, defect=defect)
     assert sample.image.shape == (64, 64, 3) and sample.image.dtype == np.uint8
     assert sample.object_mask.dtype == sample.defect_mask.dtype == bool
-    assert 0.04 < sample.object_mask.mean() < 0.5
+    if part in FRAME_FILLING and defect != "wrong part":
+        assert sample.object_mask.all()
+    else:  # a wrong part, or the right part in a wrong material
+        assert 0.04 < sample.object_mask.mean() < 0.5 or part in FRAME_FILLING and sample.object_mask.all()
     assert sample.defect_mask.any() == (defect not in ("", "wrong part"))
     assert not (sample.defect_mask & ~sample.object_mask).any()
     assert (sample.part, sample.defect) == (part, defect) and sample.caption
@@ -79,6 +85,37 @@ def test_captions_vary_and_are_whole() -> None:
     assert any("paper" in caption for caption in captions) and any("paper" not in caption for caption in captions)
     every = [describe(part, material, "grey belt", rng) for part in PARTS for material in MATERIALS]
     assert not any("{" in caption or "a aluminium" in caption or "an steel" in caption for caption in every)
+
+
+def test_the_parts_with_holes_are_those_that_have_some() -> None:
+    assert {part for part in PARTS if any(layer.hole for layer in shape(part, np.random.default_rng(0)))} == set(WITH_HOLES)
+
+
+def test_a_frame_filling_part_hides_what_is_under_it() -> None:
+    rng = np.random.default_rng(0)
+    for size in (16, 97):
+        for _ in range(20):
+            assert render(rng, size=size, part="sheet").object_mask.all()
+    assert not any("paper" in describe("sheet", "steel", "newspaper", rng) for _ in range(200))
+
+
+def test_no_other_part_is_swapped_for_a_frame_filling_one() -> None:
+    rng = np.random.default_rng(0)
+    assert not any(render(rng, size=16, part="gear", defect="wrong part").object_mask.all() for _ in range(150))
+
+
+def test_a_bad_day_changes_the_picture_only() -> None:
+    fair, harsh = ([render(np.random.default_rng(seed), size=64, defect="stain", harsh=bad) for seed in range(60)] for bad in (False, True))
+    for one, other in zip(fair, harsh, strict=True):
+        assert one.caption == other.caption and np.array_equal(one.object_mask, other.object_mask)
+        assert np.array_equal(one.defect_mask, other.defect_mask) and not np.array_equal(one.image, other.image)
+
+    def grey(samples: list[Sample]) -> float:
+        return np.mean([np.ptp(sample.image, axis=2).max() == 0 for sample in samples])
+
+    assert grey(fair) == 0 and 0.05 < grey(harsh) < 0.4
+    levels = [np.array([sample.image.mean() for sample in samples]) for samples in (fair, harsh)]
+    assert levels[1].min() < levels[0].min() and levels[1].std() > levels[0].std()
 
 
 def test_unknown_names_are_named() -> None:
