@@ -103,11 +103,11 @@ def _grain(grain: str, rng: np.random.Generator, size: tuple[int, int], angle: f
         level, edge = _cells(rng, size, max(4.0, side / 30))
         return 0.25 * level - 1.4 * edge + 0.4 * smooth_noise(rng, size, (5, 5))
     if grain == "fibrous":
-        return 0.6 * turned(smooth_noise(rng, (side, side), (side / 2, side / 10)), angle, size) + 0.5 * smooth_noise(rng, size, (6, 6))
+        return 0.5 * turned(smooth_noise(rng, (side, side), (side / 1.2, side / 3)), angle, size) + 0.6 * smooth_noise(rng, size, (6, 6))
     if grain == "veined":
-        field = turned(smooth_noise(rng, (side, side), (5, 2)) + 0.3 * smooth_noise(rng, (side, side), (12, 8)), angle, size)
-        fading = np.clip(smooth_noise(rng, size, (5, 5)) + np.float32(0.3), 0, 1)
-        return 0.3 - 2.0 * fading * np.exp(-np.square(field * np.float32(8))) - 0.5 * np.abs(smooth_noise(rng, size, (6, 6)))
+        field = turned(smooth_noise(rng, (side, side), (7, 4)) + 0.35 * smooth_noise(rng, (side, side), (18, 12)), angle, size)
+        fading = np.clip(smooth_noise(rng, size, (5, 5)) + np.float32(0.5), 0, 1)
+        return 0.3 - 2.6 * fading * np.exp(-np.square(field * np.float32(5))) - 0.5 * np.abs(smooth_noise(rng, size, (6, 6)))
     return 0.6 * smooth_noise(rng, size, (size[0] / 2, size[1] / 2)) + 0.6 * smooth_noise(rng, size, (8, 8))
 
 

@@ -251,7 +251,7 @@ def _sheet(rng: np.random.Generator) -> list[Layer]:
         figures = [Layer(box(*(x, -side, x + 0.015, side) if upright else (-side, x, side, x + 0.015)), 120, 0.8) for x in steps for upright in (0, 1)]
     elif pattern == 2:
         pairs = [(x, y, (i + j) % 2) for i, x in enumerate(np.arange(-0.63, 0.7, 0.18)) for j, y in enumerate(np.arange(-0.63, 0.7, 0.18))]
-        figures = [Layer(capsule(x - 0.05, y - 0.05 * (1 - 2 * odd), x + 0.05, y + 0.05 * (1 - 2 * odd), 0.018), 180, 1.12) for x, y, odd in pairs]
+        figures = [Layer(capsule(x - 0.035, y - 0.035 * (1 - 2 * odd), x + 0.035, y + 0.035 * (1 - 2 * odd), 0.016), 180, 1.15) for x, y, odd in pairs]
     else:
         figures = []
     return [Layer(box(-side, -side, side, side), 120), *figures]
