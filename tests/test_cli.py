@@ -306,7 +306,8 @@ def test_drift_is_said_when_it_is_seen_and_fails_the_gate(small_line, model_file
     strange = tmp_path / "strange"
     strange.mkdir()
     for i in range(60):
-        cv2.imwrite(str(strange / f"{i}.png"), np.random.default_rng(i).integers(0, 255, (48, 48, 3), np.uint8))
+        blocks = np.random.default_rng(i).integers(0, 255, (6, 6, 3), np.uint8)
+        cv2.imwrite(str(strange / f"{i}.png"), cv2.resize(blocks, (96, 96), interpolation=cv2.INTER_NEAREST))
     command = ("score", "--model", model_file, "--captions", small_line / "metadata.csv", "--out", tmp_path / "s.csv")
     calm = cmg_here(*command, "--fail-on-drift", *good)
     assert calm.returncode == 0 and calm.err.endswith("cmg: no drift seen in 4 scores\n")
