@@ -48,6 +48,7 @@ def without_hole(layers: list[Layer], rng: np.random.Generator) -> tuple[list[La
 
 
 def disc(radius: float, x: float = 0.0, y: float = 0.0, count: int = 48) -> np.ndarray:
+    """A circle as a polygon (count, 2); few corners make a regular one."""
     angles = np.linspace(0, 2 * np.pi, count, endpoint=False)
     return np.stack([x + radius * np.cos(angles), y + radius * np.sin(angles)], axis=1)
 
@@ -66,6 +67,7 @@ def box(x0: float, y0: float, x1: float, y1: float, corner: float = 0.0) -> np.n
 
 
 def capsule(x0: float, y0: float, x1: float, y1: float, radius: float) -> np.ndarray:
+    """A stroke (14, 2) with round ends from (x0, y0) to (x1, y1)."""
     direction = np.arctan2(y1 - y0, x1 - x0)
     half = np.linspace(-np.pi / 2, np.pi / 2, 7)
     ends = [(x1, y1, direction), (x0, y0, direction + np.pi)]
@@ -73,10 +75,12 @@ def capsule(x0: float, y0: float, x1: float, y1: float, radius: float) -> np.nda
 
 
 def ring_sector(inner: float, outer: float, start: float, stop: float, x: float = 0.0, y: float = 0.0) -> np.ndarray:
+    """A piece (48, 2) of a ring around (x, y) between two angles in radians."""
     angles = np.linspace(start, stop, 24)
     ring = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     return np.concatenate([outer * ring, inner * ring[::-1]]) + (x, y)
 
 
 def around(count: int, radius: float, turn: float = 0.0) -> list[tuple[float, float]]:
+    """So many points, evenly spread on a circle around the origin; `turn` in radians."""
     return [(radius * np.cos(a), radius * np.sin(a)) for a in turn + np.arange(count) * 2 * np.pi / count]
