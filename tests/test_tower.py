@@ -61,7 +61,7 @@ def test_blocks_of_another_kind_are_refused():
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_an_image_is_encoded_alike_in_every_batch_to_the_last_bit(precision):
     encoder = load_encoder("builtin", device="cpu", precision=precision)
-    pixels = torch.randn(9, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randn(9, 3, encoder.image_size, encoder.image_size, generator=torch.Generator().manual_seed(0))
     index = torch.stack([torch.randperm(196, generator=torch.Generator().manual_seed(i))[:70].sort().values for i in range(9)])
     for kept in (None, index):
         whole = encoder.encode_image(pixels, index=kept, layers=(2, 4))

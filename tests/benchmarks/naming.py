@@ -23,7 +23,7 @@ from cmgcli.figures import confusion_of
 from cmgcli.images import write_png
 from cmgcli.model import MAP_STRANGE
 from cmgcli.naming import Namer, Phrase
-from tests.benchmarks.retrieval import training
+from tests.benchmarks.encoder import training
 
 KINDS = ("scratch", "stain", "chip", "crack")
 PAIRS, GOOD = 12, 240
@@ -31,7 +31,7 @@ PAIRS, GOOD = 12, 240
 
 def pairs() -> list[tuple[str, str]]:
     """Some of the pairs that were held out of the training, the same in every run."""
-    held = [(part, material) for part in line.PARTS for material in line.MATERIALS if training().held_out(part, material)]
+    held = [(part, material) for part in line.PARTS for material in line.MATERIALS if training().samples.held_out(part, material)]
     return [held[i] for i in np.random.default_rng(0).permutation(len(held))[:PAIRS]]
 
 
