@@ -284,11 +284,20 @@ def inputs(paths: Sequence[str], *, nul: bool = False) -> Iterable[str]:
 
 def stdin_paths(nul: bool) -> Iterator[str]:
     """Paths from standard input as they come, one a line or NUL-separated; bytes that are not UTF-8 are kept."""
+    none = True
+    for path in filter(None, map(os.fsdecode, _stdin_records(nul))):
+        none = False
+        yield path
+    if none:
+        say(f"no path came from standard input; expected one a line{', or NUL-separated' if nul else ''}")
+
+
+def _stdin_records(nul: bool) -> Iterator[bytes]:
     end, rest = b"\0" if nul else b"\n", b""
     while chunk := _read_stdin():
-        *paths, rest = (rest + chunk).split(end)
-        yield from filter(None, map(_stdin_path if nul else _stdin_line, paths))
-    yield from filter(None, [_stdin_path(rest) if nul else _stdin_line(rest)])
+        *records, rest = (rest + chunk).split(end)
+        yield from records if nul else map(_without_return, records)
+    yield rest if nul else _without_return(rest)
 
 
 def _read_stdin() -> bytes:
@@ -299,9 +308,5 @@ def _read_stdin() -> bytes:
         raise InputError(f"standard input cannot be read ({error.strerror}); give the paths as arguments") from error
 
 
-def _stdin_path(path: bytes) -> str:
-    return os.fsdecode(path)
-
-
-def _stdin_line(line: bytes) -> str:
-    return os.fsdecode(line.rstrip(b"\r"))
+def _without_return(line: bytes) -> bytes:
+    return line.rstrip(b"\r")

@@ -1,18 +1,20 @@
-"""What an evaluation leaves: tables on standard output, figures as JSON, the report page."""
+"""What an evaluation leaves: tables on standard output, figures as JSON, the report page, the exit code."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import typer
+
 from cmgcli import page, report
-from cmgcli.console import output, say
+from cmgcli.console import GATE_FAILED, SOME_UNREADABLE, fail, output, say
 from cmgcli.page import Page
 from cmgcli.stress import plain, stress_table
 
 
 def publish(content: Page, json_file: Path | None, report_file: Path | None) -> None:
-    """Tables to standard output, and the files that were asked for."""
+    """Tables to standard output, and the files that were asked for; typer.Exit where a gate failed, or an image could not be read."""
     from rich.console import Console
 
     console = Console()
@@ -37,3 +39,17 @@ def publish(content: Page, json_file: Path | None, report_file: Path | None) -> 
     if report_file is not None:
         page.write_page(content, report_file)
         say(f"wrote {report_file}")
+    _conclude(content)
+
+
+def _conclude(content: Page) -> None:
+    """The exit code, and why: a failed gate beats an unreadable image."""
+    failures = [gate.failure for gate in content.gates if not gate.passed]
+    for failure in failures:
+        fail(f"gate failed: {failure}")
+    for name in content.result.unreadable:
+        fail(f"could not be read: {name}")
+    if failures:
+        raise typer.Exit(GATE_FAILED)
+    if content.result.unreadable:
+        raise typer.Exit(SOME_UNREADABLE)
