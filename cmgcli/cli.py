@@ -217,8 +217,9 @@ def score(
                 make_directory(directory, option, read=paths)
         jsonl = style is o.Format.jsonl
         if zero_shot:
-            options = given(caption=caption, encoder=encoder, device=device, batch_size=batch_size)
-            score_unfitted(files, lookup, out=out, jsonl=jsonl, resume=resume, maps=maps, **options)
+            score_unfitted(
+                files, lookup, out=out, jsonl=jsonl, resume=resume, maps=maps, caption=caption, encoder=encoder, device=device, batch_size=batch_size
+            )  # fmt: skip
             return
         leaves = Leaves(rows=out, maps=maps, explain=explain, junit=junit, summary=summary, jsonl=jsonl, explain_all=explain_all)
         score_fitted(
