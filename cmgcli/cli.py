@@ -127,7 +127,7 @@ def fit(
         )  # fmt: skip
         if images is None and not print_config:
             raise SettingsError("cmg fit learns from a directory of good images; give it with --images DIR")
-        must_be_writable(out, "--out", read=(captions, config))
+        must_be_writable({"--out": out}, read=(captions, config, images))
         with timed("importing torch"):
             from cmgcli import pipeline
 
@@ -208,8 +208,8 @@ def score(
         if engine is o.Engine.local and address is not None:
             raise SettingsError("--address is where the cluster of --engine ray is; give both or neither")
         files = inputs(paths, nul=null)
-        for path, option in ((out, "--out"), (junit, "--junit"), (summary, "--summary")):
-            must_be_writable(path, option, read=(model, captions, defects, *_named_alike(path, files)))
+        written = {"--out": out, "--junit": junit, "--summary": summary}
+        must_be_writable(written, read=(model, captions, defects, *_named_alike(written.values(), files)))
         lookup = _lookup(captions, images)
         phrases = _phrases(defects)
         for directory, option in ((maps, "--maps"), (explain, "--explain")):
@@ -229,9 +229,10 @@ def score(
         )  # fmt: skip
 
 
-def _named_alike(path: Path | None, files: Iterable[str]) -> list[str]:
+def _named_alike(written: Iterable[Path | None], files: Iterable[str]) -> list[str]:
     """Those of the listed images that have the name of a file to write, and so might be it; what comes from a pipe is not known yet."""
-    return [file for file in files if Path(file).name == path.name] if path is not None and isinstance(files, list) else []
+    names = {path.name for path in written if path is not None}
+    return [file for file in files if Path(file).name in names] if names and isinstance(files, list) else []
 
 
 def _lookup(captions: Path | None, images: Path | None) -> dict[Path, str] | None:
@@ -276,7 +277,7 @@ def mask(
             batch_size=batch_size, allow_missing=allow_missing or None,
         )  # fmt: skip
         make_directory(out, "--out", read=(images,))
-        must_be_writable(contact_sheet, "--contact-sheet", read=(captions,))
+        must_be_writable({"--out": out / "summary.csv", "--contact-sheet": contact_sheet}, read=(captions, images))
         with timed("importing torch"):
             from cmgcli import masking, pipeline
 
@@ -304,7 +305,7 @@ def export(
     """
     with reported():
         shape = parse_size(size)
-        must_be_writable(out, "--out", read=(model,))
+        must_be_writable({"--out": out}, read=(model,))
         from cmgcli.fitted import load_model
 
         fitted = load_model(model, "cpu")
@@ -351,8 +352,7 @@ def evaluate(
             raise SettingsError("--stress-images says how many images --stress takes; give --stress too")
         if adapt_steps is not None and not ablate:
             raise SettingsError("--adapt-steps is for the models that --ablate fits; give it with --ablate")
-        must_be_writable(json_file, "--json", read=(model, scores, labels, defects))
-        must_be_writable(report_file, "--report", read=(model, scores, labels, defects))
+        must_be_writable({"--json": json_file, "--report": report_file}, read=(model, scores, labels, defects, images))
         options = given(allow_missing=allow_missing or None, exhibits=None if report_file is None else page.EXHIBITS)
         if model is None:
             if ablate:

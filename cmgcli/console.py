@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
@@ -253,19 +253,46 @@ def make_directory(path: Path, option: str, *, read: Iterable[Path | str] = ()) 
     return path
 
 
-def must_be_writable(path: Path | None, option: str, *, read: Iterable[Path | str | None] = ()) -> None:
-    """Raise OutputError, before any work, where a file cannot be written, or is one that the run has `read` or will."""
-    if path is None:
-        return
+def must_be_writable(files: Mapping[str, Path | None], *, read: Iterable[Path | str | None] = ()) -> None:
+    """Raise OutputError, before any work, where a file cannot be written, is another option's too, or is one that the run reads.
+
+    Args:
+        files: what is to be written, by the option that names it; None: not given.
+        read: files, and directories in which images and their captions are looked for.
+    """
+    sources = [Path(source) for source in read if source is not None]
+    taken: dict[Path, str] = {}
+    for option, path in files.items():
+        if path is None:
+            continue
+        _check_place(path, option)
+        for source in sources:
+            _check_apart(path, option, source)
+        first = taken.setdefault(path.resolve(), option)
+        if first != option and (path.is_file() or not path.exists()):  # a device takes both
+            raise OutputError(f"cannot write {path}: {first} writes it too; choose another {option}")
+
+
+def _check_place(path: Path, option: str) -> None:
     if not path.resolve().parent.is_dir():
         raise OutputError(f"cannot write {path}: the directory {path.parent} does not exist; make it or choose another {option}")
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a directory; name a file, as {option} {path / 'FILE'}")
     if not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
         raise OutputError(f"cannot write {path}: you have no permission to; change it or choose another {option}")
-    for source in read:
-        if source is not None and os.path.isfile(source) and path.is_file() and os.path.samefile(path, source):
-            raise OutputError(f"cannot write {path}: this command reads it, and it would be lost; choose another {option}")
+
+
+def _check_apart(path: Path, option: str, source: Path) -> None:
+    """A file that is read, or an image or a caption in a directory that is: neither an old one, nor one that the next run would find."""
+    found = False
+    if os.path.isdir(source) and path.resolve().is_relative_to(source.resolve()):
+        from cmgcli.images import SUFFIXES
+
+        found = path.suffix.lower() in {*SUFFIXES, ".txt"}
+    if path.is_file() and (found or (os.path.isfile(source) and os.path.samefile(path, source))):
+        raise OutputError(f"cannot write {path}: this command reads it, and it would be lost; choose another {option}")
+    if found:
+        raise OutputError(f"cannot write {path}: it lies in {source}, and the next run would read it; choose another {option}")
 
 
 def inputs(paths: Sequence[str], *, nul: bool = False) -> Iterable[str]:

@@ -87,7 +87,7 @@ DemoDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="Directory to
 TrainImages = Annotated[Optional[int], typer.Option(min=1, help="Flawless images to fit on.", show_default="240")]
 TestImages = Annotated[Optional[int], typer.Option(min=2, help="Test images, half of them defective.", show_default="120")]
 Size = Annotated[Optional[int], typer.Option(min=32, help="Side of the images in pixels.", show_default="256")]
-LineSeed = Annotated[Optional[int], typer.Option(help="Another seed, another line.", show_default="0")]
+LineSeed = Annotated[Optional[int], typer.Option(min=0, help="Another seed, another line.", show_default="0")]
 
 # ---- fit and mask
 
@@ -166,7 +166,7 @@ PrecisionOption = Annotated[
     Optional[Precision],
     typer.Option("--precision", help="Precision of the large matrix products; stored in the model.", show_default="bfloat16 where the machine is fast at it", rich_help_panel=COMPUTE),
 ]
-Seed = Annotated[Optional[int], typer.Option(help="Same seed, same model.", show_default="0", rich_help_panel=COMPUTE)]
+Seed = Annotated[Optional[int], typer.Option(min=0, help="Same seed, same model.", show_default="0", rich_help_panel=COMPUTE)]
 
 # ---- score
 

@@ -37,6 +37,9 @@ EVAL = "eval --labels captions.csv"
         (f"{EVAL} --scores scores.csv", "--report", "scores.csv"),
         (f"{EVAL} --scores scores.csv", "--json", "captions.csv"),
         ("fit --images line --captions captions.csv", "--out", "captions.csv"),
+        ("fit --images line --captions captions.csv", "--out", "line/images/train_0000.png"),
+        (f"{EVAL} --model model.cmg --images line", "--report", "line/images/../images/train_0000.png"),
+        ("mask --images line --captions captions.csv --out masks", "--contact-sheet", "line/images/train_0000.png"),
         ("mask --images line --captions captions.csv --out masks", "--contact-sheet", "captions.csv"),
     ],
 )
@@ -44,6 +47,26 @@ def test_what_is_read_is_not_overwritten(place, command, option, path):
     before = Path(path).read_bytes()
     wrong(cmg_here(*command.split(), option, path), f"cannot write {path}", "it would be lost", option)
     assert Path(path).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("command", "one", "other"),
+    [
+        (SCORE, "--out", "--junit"),
+        (SCORE, "--out", "--summary"),
+        (SCORE, "--junit", "--summary"),
+        (f"{EVAL} --scores scores.csv", "--json", "--report"),
+    ],
+)
+def test_two_options_do_not_write_one_file(place, command, one, other):
+    wrong(cmg_here(*command.split(), one, "new", other, "line/../new"), f"{one} writes it too", f"choose another {other}")
+    assert not (place / "new").exists()
+
+
+def test_a_contact_sheet_does_not_lie_among_the_images_nor_on_the_summary(place):
+    masks = "mask", "--images", "line", "--captions", "captions.csv", "--out", "masks", "--contact-sheet"
+    wrong(cmg_here(*masks, "line/sheet.png"), "it lies in line", "the next run would read it")
+    wrong(cmg_here(*masks, "masks/summary.csv"), "--out writes it too")
 
 
 @pytest.mark.parametrize(
