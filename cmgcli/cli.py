@@ -31,6 +31,7 @@ from cmgcli.console import (
     telling_if_interrupted,
     timed,
     training_state,
+    write_out,
 )
 from cmgcli.errors import SettingsError
 from cmgcli.options import AllowMissing, BatchSize, DeviceOption
@@ -132,7 +133,7 @@ def fit(
             from cmgcli import pipeline
 
         if print_config:
-            print(as_yaml(_defaults(pipeline.fit) | options | {"images": images, "out": out}), end="")
+            write_out(as_yaml(_defaults(pipeline.fit) | options | {"images": images, "out": out}))
             return
         with timed("fitting in all"), training_state(out, resume) as snapshot, progress_bar() as progress:
             model = pipeline.fit(images, snapshot=snapshot, progress=progress, **options)

@@ -33,14 +33,29 @@ def reported() -> Iterator[None]:
     try:
         yield
     except CmgError as error:
+        _drop_unwritable()
         fail(str(error))
         raise typer.Exit(USAGE) from None
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence_stdout()
         raise typer.Exit(0) from None
     except KeyboardInterrupt:
         fail("interrupted")
         raise typer.Exit(INTERRUPTED) from None
+
+
+def silence_stdout() -> None:
+    """From here on standard output goes nowhere, also what it still holds."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _drop_unwritable() -> None:
+    """What standard output holds and cannot write: Python would try again at its end, and exit with 120."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        silence_stdout()
 
 
 @contextmanager
@@ -89,7 +104,9 @@ def print_versions(asked: bool) -> None:
         import platform
         from importlib.metadata import version
 
-        print(" ".join(f"{package} {version(package)}" for package in PACKAGES), "python", platform.python_version())
+        versions = [*((package, version(package)) for package in PACKAGES), ("python", platform.python_version())]
+        with reported():
+            write_out(" ".join(f"{package} {number}" for package, number in versions) + "\n")
         raise typer.Exit
 
 
@@ -193,6 +210,8 @@ def parse_size(size: str) -> tuple[int, int]:
 def output(path: Path | None, *, append: bool = False) -> Iterator[Any]:
     """The text stream to write to: a new file, the end of an old one, or stdout."""
     if path is None:
+        if sys.stdout is None:
+            raise OutputError("standard output is closed; leave it open, or give a file with --out")
         sys.stdout.reconfigure(errors="surrogateescape", newline="\n")
         yield sys.stdout
         sys.stdout.flush()
@@ -211,6 +230,18 @@ def output(path: Path | None, *, append: bool = False) -> Iterator[Any]:
         stream.close()
     except OSError as error:
         raise OutputError(f"{path} cannot be written to its end ({error.strerror}); choose another --out") from error
+
+
+def write_out(text: str) -> None:
+    """Text to standard output. Raises OutputError where that cannot be; BrokenPipeError passes."""
+    with output(None) as stream:
+        try:
+            stream.write(text)
+            stream.flush()
+        except BrokenPipeError:
+            raise  # the reader has enough; that is no failure
+        except OSError as error:
+            raise OutputError(f"standard output cannot be written ({error.strerror}); is the disk full?") from error
 
 
 @contextmanager
@@ -250,6 +281,8 @@ def make_directory(path: Path, option: str, *, read: Iterable[Path | str] = ()) 
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the directory {path} ({error.strerror}); choose another {option}") from error
+    if not os.access(path, os.W_OK):
+        raise OutputError(f"cannot write into {path}: you have no permission to; change it or choose another {option}")
     return path
 
 

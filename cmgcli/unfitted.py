@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cmgcli.console import SOME_UNREADABLE, fail, given, output, say, timed
+from cmgcli.console import SOME_UNREADABLE, fail, given, output, say, telling_if_interrupted, timed
 from cmgcli.errors import SettingsError
 from cmgcli.rows import Row, rest_of, resume_scores, row_writer
 
@@ -66,7 +67,8 @@ def score_unfitted(
     say(NO_PROMISE)
     if len(files) < 8:
         say(f"{len(files)} images tell little of what is normal; the more there are, and the fewer of them are bad, the better")
-    with output(out, append=bool(done)) as stream, timed("scoring"):
+    partial = nullcontext() if out is None else telling_if_interrupted(f"{out} has a row of each image that was done; --resume goes on after them")
+    with output(out, append=bool(done)) as stream, timed("scoring"), partial:
         write = row_writer(stream, header=not done, jsonl=jsonl)
         for row in _rows(scorer, rest, done, maps, batch_size):
             write(row)
