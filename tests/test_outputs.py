@@ -104,8 +104,8 @@ def test_a_directory_that_cannot_be_written_into_is_said_before_any_work(place, 
 def test_a_directory_without_permission(place):
     (place / "locked").mkdir(mode=0o500)
     wrong(cmg_here(*SCORE.split(), "--out", "locked/s.csv"), "no permission")
-    wrong(cmg_here(*SCORE.split(), "--maps", "locked/maps"), "Permission denied", "--maps")
-    wrong(cmg_here(*SCORE.split(), "--maps", "locked"), "no permission", "--maps")
+    wrong(cmg_here(*PLAIN.split(), "--maps", "locked/maps"), "Permission denied", "--maps")
+    wrong(cmg_here(*PLAIN.split(), "--maps", "locked"), "no permission", "--maps")
 
 
 def test_an_empty_pipe_is_said(place):
