@@ -1,6 +1,7 @@
 """Scores without a model: prompts, how alike images are, and what the command refuses and says."""
 
 import csv
+from itertools import islice
 
 import cv2
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from shell import cmg_here, table, wrong
 
-from cmgcli import zeroshot
+from cmgcli import unfitted, zeroshot
 from cmgcli.images import write_png
 from cmgcli.prompts import DEFECTIVE, FLAWLESS, SHOWN, prompts, thing_of
 from cmgcli.rows import COLUMNS
@@ -118,6 +119,21 @@ def test_a_broken_run_goes_on_with_the_batches_of_an_undisturbed_one(batch, tmp_
     assert cmg_here(*command, "--resume", batch).returncode == 0
     assert out.read_text() == whole
     assert [some for some in batches if some in last] == last[done // 4 :]
+
+
+def test_ctrl_c_says_what_there_is_and_how_to_go_on(batch, tmp_path, monkeypatch):
+    rows = unfitted._rows
+
+    def broken_off(*given):
+        yield from islice(rows(*given), 3)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(unfitted, "_rows", broken_off)
+    out = tmp_path / "s.csv"
+    ran = cmg_here("score", "--zero-shot", "--caption", CAPTION, "--out", out, batch)
+    assert ran.returncode == 130
+    assert ran.err.endswith(f"cmg: {out} has a row of each image that was done; --resume goes on after them\ncmg: interrupted\n")
+    assert len(table(out.read_text())) == 3
 
 
 def test_an_unreadable_image_has_a_row(batch, tmp_path):
