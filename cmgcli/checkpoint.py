@@ -116,7 +116,7 @@ def _digest(header: str, tensors: dict[str, torch.Tensor]) -> str:
     sha = hashlib.sha256(header.encode())
     for name in sorted(tensors):
         sha.update(f"{name}{tuple(tensors[name].shape)}".encode())
-        sha.update(memoryview(tensors[name].flatten().view(torch.uint8).numpy()))
+        sha.update(tensors[name].numpy().tobytes())
     return sha.hexdigest()
 
 
