@@ -111,14 +111,20 @@ def choose_calibration(method: str | None, *, head: bool) -> str:
     return method
 
 
+def check_rate(false_alarm: float) -> float:
+    """The rate; SettingsError where it is none that a threshold can keep."""
+    if not 0 < false_alarm < 1:
+        raise SettingsError(f"false alarm: expected a rate between 0 and 1, such as 0.01, got {false_alarm:g}")
+    return false_alarm
+
+
 def calibrate(scores: Sequence[float], groups: Sequence[int], *, false_alarm: float = 0.01, method: str = "split") -> Calibration:
     """Build the calibration from the scores of held-out normal images and the caption number of each.
 
     Raises:
         SettingsError: a rate outside (0, 1), or a score that is not a number.
     """
-    if not 0 < false_alarm < 1:
-        raise SettingsError(f"false alarm: expected a rate between 0 and 1, such as 0.01, got {false_alarm}")
+    check_rate(false_alarm)
     values = np.asarray(scores, np.float64)
     if not np.isfinite(values).all():
         raise SettingsError(f"calibration: {int((~np.isfinite(values)).sum())} of {len(values)} scores are not finite; look at the training images for blank or broken ones")

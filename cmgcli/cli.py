@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ import typer
 from cmgcli import options as o
 from cmgcli.config import as_yaml
 from cmgcli.console import (
-    GATE_FAILED,
     SOME_UNREADABLE,
     detail,
     fail,
@@ -33,21 +31,20 @@ from cmgcli.console import (
     telling_if_interrupted,
     timed,
     training_state,
+    write_out,
 )
 from cmgcli.errors import SettingsError
 from cmgcli.options import AllowMissing, BatchSize, DeviceOption
 
 if TYPE_CHECKING:
-    from cmgcli.model import Model
     from cmgcli.naming import Phrase
-    from cmgcli.rows import Row
-    from cmgcli.verdict import Tally, Verdict
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
 
 @app.callback()
 def main(
@@ -60,9 +57,6 @@ def main(
     Example: cmg demo line, then what it says next; cmg COMMAND --help has an example of each command.
     """
     start_messages(quiet=quiet, verbose=verbose)
-
-
-# ---- commands
 
 
 @app.command()
@@ -134,12 +128,12 @@ def fit(
         )  # fmt: skip
         if images is None and not print_config:
             raise SettingsError("cmg fit learns from a directory of good images; give it with --images DIR")
-        must_be_writable(out, "--out", read=(captions, config))
+        must_be_writable({"--out": out}, read=(captions, config, images))
         with timed("importing torch"):
             from cmgcli import pipeline
 
         if print_config:
-            print(as_yaml(_defaults(pipeline.fit) | options | {"images": images, "out": out}), end="")
+            write_out(as_yaml(_defaults(pipeline.fit) | options | {"images": images, "out": out}))
             return
         with timed("fitting in all"), training_state(out, resume) as snapshot, progress_bar() as progress:
             model = pipeline.fit(images, snapshot=snapshot, progress=progress, **options)
@@ -193,12 +187,10 @@ def score(
     Example: find incoming -name '*.png' | cmg score --model model.cmg -
     """
     with reported():
-        from cmgcli import rows
-        from cmgcli.drift import DriftWatch
+        from cmgcli.fitted import Leaves, score_fitted
         from cmgcli.unfitted import check_options, score_unfitted
-        from cmgcli.verdict import Tally, limits_of
+        from cmgcli.verdict import limits_of
 
-        began = datetime.now().astimezone()
         gates = {"--fail-on-anomaly": fail_on_anomaly, "--max-anomalies": max_anomalies, "--watch-drift": watch_drift, "--fail-on-drift": fail_on_drift}
         served = gates | {"--junit": junit, "--summary": summary, "--explain": explain, "--explain-all": explain_all, "--defects": defects}
         served |= {"--engine ray": engine is o.Engine.ray, "--address": address}
@@ -217,51 +209,31 @@ def score(
         if engine is o.Engine.local and address is not None:
             raise SettingsError("--address is where the cluster of --engine ray is; give both or neither")
         files = inputs(paths, nul=null)
-        for path, option in ((out, "--out"), (junit, "--junit"), (summary, "--summary")):
-            must_be_writable(path, option, read=(model, captions, defects, *_named_alike(path, files)))
+        written = {"--out": out, "--junit": junit, "--summary": summary}
+        must_be_writable(written, read=(model, captions, defects, *_named_alike(written.values(), files)))
         lookup = _lookup(captions, images)
-        jsonl, kind = style is o.Format.jsonl, rows.Row if defects is None else rows.NamedRow
         phrases = _phrases(defects)
         for directory, option in ((maps, "--maps"), (explain, "--explain")):
             if directory is not None:
                 make_directory(directory, option, read=paths)
+        jsonl = style is o.Format.jsonl
         if zero_shot:
-            options = given(caption=caption, encoder=encoder, device=device, batch_size=batch_size)
-            score_unfitted(files, lookup, out=out, jsonl=jsonl, resume=resume, maps=maps, **options)
+            score_unfitted(
+                files, lookup, out=out, jsonl=jsonl, resume=resume, maps=maps, caption=caption, encoder=encoder, device=device, batch_size=batch_size
+            )  # fmt: skip
             return
-        done = rows.resume_scores(out, jsonl=jsonl, kind=kind) if resume else ()
-        files = rows.rest_of(files, done)
-        fitted = _load(model, device)
-        from cmgcli.scoring import TileWork, score_files
-
-        watch = DriftWatch(fitted.detector.calibration.scores) if watch_drift or fail_on_drift else None
-        tally = Tally(keep=junit is not None or summary is not None, watch=watch)
-        for row in done:
-            tally.add(row)
-        work = TileWork()
-        if engine is o.Engine.ray:
-            from cmgcli.engine_ray import score_on_ray
-
-            found = score_on_ray(model, files, lookup, **given(phrases=phrases, address=address, device=device, batch_size=batch_size))
-        else:
-            extras = given(phrases=phrases, explained=explain, explain_all=explain_all, batch_size=batch_size)
-            found = score_files(fitted, files, lookup, done=done, maps=maps, live=paths == ["-"], work=work, **extras)
-        with output(out, append=bool(done)) as stream, timed("scoring"):
-            _write(found, rows.row_writer(stream, kind, header=not done, jsonl=jsonl), tally, out)
-        if paths == ["-"] and not tally.images:
-            say(f"no path came from standard input; expected one a line{', or NUL-separated' if null else ''}")
-        if work.sentence:
-            say(work.sentence)
-        if watch is not None and watch.alarm is None:
-            say(watch.sentence)
-        if explain is not None and not explain_all and not tally.anomalies:
-            say("no image is anomalous, so there is nothing to explain; --explain-all explains the others too")
-        _conclude(tally.verdict(limits, fail_on_drift=fail_on_drift), fitted, began, junit, summary)
+        leaves = Leaves(rows=out, maps=maps, explain=explain, junit=junit, summary=summary, jsonl=jsonl, explain_all=explain_all)
+        score_fitted(
+            files, lookup, model=model, leaves=leaves, resume=resume, live=paths == ["-"], phrases=phrases,
+            limits=limits, watch_drift=watch_drift, fail_on_drift=fail_on_drift,
+            ray=engine is o.Engine.ray, address=address, device=device, batch_size=batch_size,
+        )  # fmt: skip
 
 
-def _named_alike(path: Path | None, files: Iterable[str]) -> list[str]:
+def _named_alike(written: Iterable[Path | None], files: Iterable[str]) -> list[str]:
     """Those of the listed images that have the name of a file to write, and so might be it; what comes from a pipe is not known yet."""
-    return [file for file in files if Path(file).name == path.name] if path is not None and isinstance(files, list) else []
+    names = {path.name for path in written if path is not None}
+    return [file for file in files if Path(file).name in names] if names and isinstance(files, list) else []
 
 
 def _lookup(captions: Path | None, images: Path | None) -> dict[Path, str] | None:
@@ -278,53 +250,6 @@ def _phrases(defects: Path | None) -> tuple[Phrase, ...] | None:
     with timed("importing torch"):
         from cmgcli.naming import read_phrases
     return read_phrases(defects)
-
-
-def _load(file: Path, device: o.Device | None) -> Model:
-    with timed("importing torch"):
-        from cmgcli.model import Model
-    with timed("importing open_clip and loading the model"):
-        model = Model.load(file, **given(device=device))
-    detail(f"encoder {model.encoder.name} on {model.encoder.device}")
-    if len(model.detector.calibration.scores) == 0:
-        say(model.detector.calibration.sentence)
-    return model
-
-
-def _write(found: Iterable[Row], write: Callable[[Row], None], tally: Tally, out: Path | None) -> None:
-    try:
-        for row in found:
-            write(row)
-            before = tally.drifted
-            tally.add(row)
-            if tally.drifted and not before:
-                fail(f"{tally.watch.sentence}: {row.file}")
-    except KeyboardInterrupt:
-        if out is not None:
-            say(f"{out} has {tally.images} rows; --resume goes on after them")
-        raise
-
-
-def _conclude(verdict: Verdict, model: Model, began: datetime, junit: Path | None, summary: Path | None) -> None:
-    """The files about the whole run, and the exit code: a failed gate beats an unreadable input."""
-    if junit is not None:
-        from cmgcli.junit import write_junit
-        from cmgcli.scoring import threshold_of
-
-        seconds = (datetime.now().astimezone() - began).total_seconds()
-        write_junit(verdict, junit, threshold=lambda row: threshold_of(model, row), began=began, seconds=seconds)
-    if summary is not None:
-        from cmgcli.step_summary import append_summary
-
-        append_summary(verdict, summary)
-    if verdict.unreadable:
-        fail(f"{verdict.unreadable} inputs could not be read; see the column error")
-    for failure in verdict.failures:
-        fail(f"gate failed: {failure}")
-    if verdict.failures:
-        raise typer.Exit(GATE_FAILED)
-    if verdict.unreadable:
-        raise typer.Exit(SOME_UNREADABLE)
 
 
 @app.command()
@@ -353,7 +278,7 @@ def mask(
             batch_size=batch_size, allow_missing=allow_missing or None,
         )  # fmt: skip
         make_directory(out, "--out", read=(images,))
-        must_be_writable(contact_sheet, "--contact-sheet", read=(captions,))
+        must_be_writable({"--out": out / "summary.csv", "--contact-sheet": contact_sheet}, read=(captions, images))
         with timed("importing torch"):
             from cmgcli import masking, pipeline
 
@@ -381,8 +306,10 @@ def export(
     """
     with reported():
         shape = parse_size(size)
-        must_be_writable(out, "--out", read=(model,))
-        fitted = _load(model, o.Device.cpu)
+        must_be_writable({"--out": out}, read=(model,))
+        from cmgcli.fitted import load_model
+
+        fitted = load_model(model, "cpu")
         from cmgcli.export import export_onnx
 
         with timed("exporting"):
@@ -426,8 +353,7 @@ def evaluate(
             raise SettingsError("--stress-images says how many images --stress takes; give --stress too")
         if adapt_steps is not None and not ablate:
             raise SettingsError("--adapt-steps is for the models that --ablate fits; give it with --ablate")
-        must_be_writable(json_file, "--json", read=(model, scores, labels, defects))
-        must_be_writable(report_file, "--report", read=(model, scores, labels, defects))
+        must_be_writable({"--json": json_file, "--report": report_file}, read=(model, scores, labels, defects, images))
         options = given(allow_missing=allow_missing or None, exhibits=None if report_file is None else page.EXHIBITS)
         if model is None:
             if ablate:
@@ -447,12 +373,3 @@ def evaluate(
                 content = audit.audit_model(model, images, labels, options, command=sys.argv[1:], ablate=steps, progress=progress, **extras)
         content = replace(content, gates=report.gates(content.result, min_auroc=min_auroc, max_false_alarm=max_false_alarm, max_miss=max_miss))
         publish(content, json_file, report_file)
-        for gate in content.gates:
-            if not gate.passed:
-                fail(f"gate failed: {gate.failure}")
-        for name in content.result.unreadable:
-            fail(f"could not be read: {name}")
-        if not all(gate.passed for gate in content.gates):
-            raise typer.Exit(GATE_FAILED)
-        if content.result.unreadable:
-            raise typer.Exit(SOME_UNREADABLE)

@@ -7,6 +7,7 @@ embeddings. ``S`` never exists as a matrix: images with the same caption share t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -81,6 +82,13 @@ def structure_matrix(text: Tensor, counts: Tensor, *, neighbours: int = 4, ridge
 def uniform_structure(count: int) -> Structure:
     """The structure that knows nothing: all ``N`` images are one group, so ``S`` is ``1 / (N - 1)`` off the diagonal."""
     return structure_matrix(torch.ones(1, 1), torch.tensor([count]))
+
+
+def check_ridge(ridge: float) -> float:
+    """The ridge of `reconstruction_weights`; SettingsError where it is none."""
+    if not 0 <= ridge < math.inf:
+        raise SettingsError(f"ridge: expected a number from 0 up, such as 0.05, got {ridge:g}")
+    return ridge
 
 
 def caption_weights(target: Tensor, text: Tensor, *, neighbours: int = 4, ridge: float = 0.05) -> Reconstruction:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
@@ -33,14 +33,29 @@ def reported() -> Iterator[None]:
     try:
         yield
     except CmgError as error:
+        _drop_unwritable()
         fail(str(error))
         raise typer.Exit(USAGE) from None
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence_stdout()
         raise typer.Exit(0) from None
     except KeyboardInterrupt:
         fail("interrupted")
         raise typer.Exit(INTERRUPTED) from None
+
+
+def silence_stdout() -> None:
+    """From here on standard output goes nowhere, also what it still holds."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _drop_unwritable() -> None:
+    """What standard output holds and cannot write: Python would try again at its end, and exit with 120."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        silence_stdout()
 
 
 @contextmanager
@@ -89,7 +104,9 @@ def print_versions(asked: bool) -> None:
         import platform
         from importlib.metadata import version
 
-        print(" ".join(f"{package} {version(package)}" for package in PACKAGES), "python", platform.python_version())
+        versions = [*((package, version(package)) for package in PACKAGES), ("python", platform.python_version())]
+        with reported():
+            write_out(" ".join(f"{package} {number}" for package, number in versions) + "\n")
         raise typer.Exit
 
 
@@ -193,6 +210,8 @@ def parse_size(size: str) -> tuple[int, int]:
 def output(path: Path | None, *, append: bool = False) -> Iterator[Any]:
     """The text stream to write to: a new file, the end of an old one, or stdout."""
     if path is None:
+        if sys.stdout is None:
+            raise OutputError("standard output is closed; leave it open, or give a file with --out")
         sys.stdout.reconfigure(errors="surrogateescape", newline="\n")
         yield sys.stdout
         sys.stdout.flush()
@@ -211,6 +230,18 @@ def output(path: Path | None, *, append: bool = False) -> Iterator[Any]:
         stream.close()
     except OSError as error:
         raise OutputError(f"{path} cannot be written to its end ({error.strerror}); choose another --out") from error
+
+
+def write_out(text: str) -> None:
+    """Text to standard output. Raises OutputError where that cannot be; BrokenPipeError passes."""
+    with output(None) as stream:
+        try:
+            stream.write(text)
+            stream.flush()
+        except BrokenPipeError:
+            raise  # the reader has enough; that is no failure
+        except OSError as error:
+            raise OutputError(f"standard output cannot be written ({error.strerror}); is the disk full?") from error
 
 
 @contextmanager
@@ -250,22 +281,51 @@ def make_directory(path: Path, option: str, *, read: Iterable[Path | str] = ()) 
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the directory {path} ({error.strerror}); choose another {option}") from error
+    if not os.access(path, os.W_OK):
+        raise OutputError(f"cannot write into {path}: you have no permission to; change it or choose another {option}")
     return path
 
 
-def must_be_writable(path: Path | None, option: str, *, read: Iterable[Path | str | None] = ()) -> None:
-    """Raise OutputError, before any work, where a file cannot be written, or is one that the run has `read` or will."""
-    if path is None:
-        return
+def must_be_writable(files: Mapping[str, Path | None], *, read: Iterable[Path | str | None] = ()) -> None:
+    """Raise OutputError, before any work, where a file cannot be written, is another option's too, or is one that the run reads.
+
+    Args:
+        files: what is to be written, by the option that names it; None: not given.
+        read: files, and directories in which images and their captions are looked for.
+    """
+    sources = [Path(source) for source in read if source is not None]
+    taken: dict[Path, str] = {}
+    for option, path in files.items():
+        if path is None:
+            continue
+        _check_place(path, option)
+        for source in sources:
+            _check_apart(path, option, source)
+        first = taken.setdefault(path.resolve(), option)
+        if first != option and (path.is_file() or not path.exists()):  # a device takes both
+            raise OutputError(f"cannot write {path}: {first} writes it too; choose another {option}")
+
+
+def _check_place(path: Path, option: str) -> None:
     if not path.resolve().parent.is_dir():
         raise OutputError(f"cannot write {path}: the directory {path.parent} does not exist; make it or choose another {option}")
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a directory; name a file, as {option} {path / 'FILE'}")
     if not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
         raise OutputError(f"cannot write {path}: you have no permission to; change it or choose another {option}")
-    for source in read:
-        if source is not None and os.path.isfile(source) and path.is_file() and os.path.samefile(path, source):
-            raise OutputError(f"cannot write {path}: this command reads it, and it would be lost; choose another {option}")
+
+
+def _check_apart(path: Path, option: str, source: Path) -> None:
+    """A file that is read, or an image or a caption in a directory that is: neither an old one, nor one that the next run would find."""
+    found = False
+    if os.path.isdir(source) and path.resolve().is_relative_to(source.resolve()):
+        from cmgcli.images import SUFFIXES
+
+        found = path.suffix.lower() in {*SUFFIXES, ".txt"}
+    if path.is_file() and (found or (os.path.isfile(source) and os.path.samefile(path, source))):
+        raise OutputError(f"cannot write {path}: this command reads it, and it would be lost; choose another {option}")
+    if found:
+        raise OutputError(f"cannot write {path}: it lies in {source}, and the next run would read it; choose another {option}")
 
 
 def inputs(paths: Sequence[str], *, nul: bool = False) -> Iterable[str]:
@@ -284,11 +344,20 @@ def inputs(paths: Sequence[str], *, nul: bool = False) -> Iterable[str]:
 
 def stdin_paths(nul: bool) -> Iterator[str]:
     """Paths from standard input as they come, one a line or NUL-separated; bytes that are not UTF-8 are kept."""
+    none = True
+    for path in filter(None, map(os.fsdecode, _stdin_records(nul))):
+        none = False
+        yield path
+    if none:
+        say(f"no path came from standard input; expected one a line{', or NUL-separated' if nul else ''}")
+
+
+def _stdin_records(nul: bool) -> Iterator[bytes]:
     end, rest = b"\0" if nul else b"\n", b""
     while chunk := _read_stdin():
-        *paths, rest = (rest + chunk).split(end)
-        yield from filter(None, map(_stdin_path if nul else _stdin_line, paths))
-    yield from filter(None, [_stdin_path(rest) if nul else _stdin_line(rest)])
+        *records, rest = (rest + chunk).split(end)
+        yield from records if nul else map(_without_return, records)
+    yield rest if nul else _without_return(rest)
 
 
 def _read_stdin() -> bytes:
@@ -299,9 +368,5 @@ def _read_stdin() -> bytes:
         raise InputError(f"standard input cannot be read ({error.strerror}); give the paths as arguments") from error
 
 
-def _stdin_path(path: bytes) -> str:
-    return os.fsdecode(path)
-
-
-def _stdin_line(line: bytes) -> str:
-    return os.fsdecode(line.rstrip(b"\r"))
+def _without_return(line: bytes) -> bytes:
+    return line.rstrip(b"\r")

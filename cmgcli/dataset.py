@@ -300,7 +300,7 @@ def _read_folder(images: Path, caption: str | None, allow_missing: bool) -> Data
         texts = {name: _read_sidecar(sidecar) for name, sidecar in sidecars.items()}
     elif caption is None and names and not mvtec:
         raise DatasetError(
-            f"{str(images)!r}: the images have no captions: give a caption file (--captions), one caption for all "
+            f"{str(images)!r}: the images have no captions: give a caption file (--captions, for cmg eval --labels), one caption for all "
             "(--caption), or NAME.txt beside each NAME.png"
         )
     else:

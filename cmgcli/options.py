@@ -78,16 +78,16 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", callback=tell_more, he
 DeviceOption = Annotated[
     Optional[Device], typer.Option(help="Where to compute; auto takes the GPU where there is one.", show_default="auto", rich_help_panel=COMPUTE)
 ]
-BatchSize = Annotated[Optional[int], typer.Option(min=1, help="Images per forward pass; does not change a score.", show_default="16", rich_help_panel=COMPUTE)]
+BatchSize = Annotated[Optional[int], typer.Option(min=1, help="Images per forward pass; changes a score by rounding at most.", show_default="16", rich_help_panel=COMPUTE)]
 ModelFile = Annotated[Optional[Path], typer.Option(help="Model file made by cmg fit.", show_default=False, rich_help_panel=INPUT)]
 
 # ---- demo
 
-DemoDirectory = Annotated[Path, typer.Argument(help="Directory to write; made if it does not exist.", show_default=False)]
+DemoDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="Directory to write; made if it does not exist.", show_default=False)]
 TrainImages = Annotated[Optional[int], typer.Option(min=1, help="Flawless images to fit on.", show_default="240")]
 TestImages = Annotated[Optional[int], typer.Option(min=2, help="Test images, half of them defective.", show_default="120")]
 Size = Annotated[Optional[int], typer.Option(min=32, help="Side of the images in pixels.", show_default="256")]
-LineSeed = Annotated[Optional[int], typer.Option(help="Another seed, another line.", show_default="0")]
+LineSeed = Annotated[Optional[int], typer.Option(min=0, help="Another seed, another line.", show_default="0")]
 
 # ---- fit and mask
 
@@ -95,7 +95,7 @@ FitImages = Annotated[Optional[Path], typer.Option(help="Directory of the images
 Images = Annotated[Path, typer.Option(help="Directory of the images.", show_default=False, rich_help_panel=INPUT)]
 Captions = Annotated[
     Optional[Path],
-    typer.Option(help="CSV, TSV or JSONL with file_name and text; none: NAME.txt files or an MVTec AD layout.", rich_help_panel=INPUT),
+    typer.Option(help="CSV, TSV or JSONL with file_name and text; without it, NAME.txt beside each NAME.png or an MVTec AD layout serves.", rich_help_panel=INPUT),
 ]
 Caption = Annotated[Optional[str], typer.Option(help="One caption for all images, instead of a file.", rich_help_panel=INPUT)]
 AllowMissing = Annotated[
@@ -160,13 +160,13 @@ ProjectionOption = Annotated[
 ]
 Epochs = Annotated[Optional[int], typer.Option(min=1, help="Passes over the images that train a linear or mlp projection; the closed form takes one.", show_default="300", rich_help_panel=METHOD)]
 Neighbours = Annotated[Optional[int], typer.Option(min=0, help="Nearest captions that explain a caption.", show_default="4", rich_help_panel=METHOD)]
-Ridge = Annotated[Optional[float], typer.Option(min=0, help="How evenly they share the weight.", show_default="0.05", rich_help_panel=METHOD)]
+Ridge = Annotated[Optional[float], typer.Option(min=0, help="How evenly those captions share the weight.", show_default="0.05", rich_help_panel=METHOD)]
 BankSize = Annotated[Optional[int], typer.Option(min=1, help="Normal patches in memory.", show_default="4096", rich_help_panel=METHOD)]
 PrecisionOption = Annotated[
     Optional[Precision],
-    typer.Option("--precision", help="Of the large matrix products, stored in the model.", show_default="bfloat16 where the machine is fast at it", rich_help_panel=COMPUTE),
+    typer.Option("--precision", help="Precision of the large matrix products; stored in the model.", show_default="bfloat16 where the machine is fast at it", rich_help_panel=COMPUTE),
 ]
-Seed = Annotated[Optional[int], typer.Option(help="Same seed, same model.", show_default="0", rich_help_panel=COMPUTE)]
+Seed = Annotated[Optional[int], typer.Option(min=0, help="Same seed, same model.", show_default="0", rich_help_panel=COMPUTE)]
 
 # ---- score
 
@@ -213,7 +213,7 @@ ExplainAll = Annotated[bool, typer.Option("--explain-all", help="With --explain:
 Defects = Annotated[
     Optional[Path],
     typer.Option(
-        help="Text file with one defect a line, a name or name: phrase. Anomalous images get the columns defect and defect_score.",
+        help="Text file with one defect a line, NAME or NAME: PHRASE. Anomalous images get the columns defect and defect_score.",
         rich_help_panel=INPUT,
     ),
 ]
@@ -235,7 +235,7 @@ WatchDrift = Annotated[
 FailOnDrift = Annotated[bool, typer.Option("--fail-on-drift", help="Watch for drift, and exit with 1 if there is any.", rich_help_panel=GATES)]
 
 EngineOption = Annotated[
-    Engine, typer.Option("--engine", help="local: this process; ray: actors on this machine or a cluster (needs the extra cmgcli[ray]).", rich_help_panel=COMPUTE)
+    Engine, typer.Option("--engine", help="local: this process; ray: actors on this machine or a cluster (needs cmgcli with its extra ray).", rich_help_panel=COMPUTE)
 ]
 Address = Annotated[
     Optional[str], typer.Option(help="With --engine ray: the address of a running cluster, or auto; none starts one on this machine.", rich_help_panel=COMPUTE)

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from cmgcli.adapt import Crop, Scene, draw_crops, train_head
-from cmgcli.calibrate import Split, calibrate, choose_calibration, split
+from cmgcli.calibrate import Split, calibrate, check_rate, choose_calibration, split
 from cmgcli.cmer import entropy
+from cmgcli.cmle import check_ridge
 from cmgcli.crossfit import cross_fit
 from cmgcli.dataset import Record, read_dataset, training_records
 from cmgcli.detector import Settings
 from cmgcli.encoder import Encoder, choose_device, choose_precision, load_encoder
-from cmgcli.errors import DatasetError, ImageError
+from cmgcli.errors import DatasetError, ImageError, SettingsError
 from cmgcli.head import DefectHead, fast_bfloat16
 from cmgcli.heldout import drawn_auroc, gather
 from cmgcli.learn import Place, Progress, learn, state_of, with_album
@@ -132,6 +133,9 @@ def fit(
     Raises:
         CmgError: input, settings or weights that cannot be used.
     """
+    check_rate(false_alarm)
+    if seed < 0:
+        raise SettingsError(f"seed: expected a whole number from 0 up, got {seed}")
     records = records_to_fit(read_records(images, captions, caption=caption, allow_missing=allow_missing))
     if not records:
         raise DatasetError(f"{captions or images}: no normal training image; expected rows with split train (or none) and label 0 (or none)")
@@ -147,7 +151,7 @@ def fit(
         relevance=choose_relevance(tower, relevance),
         keep=keep,
         neighbours=neighbours,
-        ridge=ridge,
+        ridge=check_ridge(ridge),
         bank_size=bank_size,
         latent_dim=latent_dim,
         tile=tile,

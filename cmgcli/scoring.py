@@ -53,8 +53,7 @@ def score_files(
 ) -> Iterator[Row]:
     """`Model.inspect`, with the pictures of an image on disk before its row comes.
 
-    The last digit of a score may depend on the images that share its batch. So a run that goes on starts with the whole batch in
-    which the earlier one ended, and gives the rows that an undisturbed run gives, to the last digit (not where `live`: there the
+    A run that goes on gives the rows of an undisturbed run to the last digit, see `unfinished_batch` (not where `live`: there the
     clock makes the batches).
 
     Args:
@@ -68,10 +67,9 @@ def score_files(
     namer = None if phrases is None else Namer(model.encoder, phrases)
     used = used_stems(done)
     pictured = maps is not None or explained is not None or namer is not None
-    again = 0 if live else len(done) % model.detector.settings.images_at_once(batch_size)
-    files = chain([row.file for row in done[len(done) - again :]], files)
-    inspections = model.inspect(files, captions, batch_size=batch_size, live=live, maps=pictured)
-    for inspection in islice(inspections, again, None):
+    again = [] if live else unfinished_batch(done, model.detector.settings.images_at_once(batch_size))
+    inspections = model.inspect(chain(again, files), captions, batch_size=batch_size, live=live, maps=pictured)
+    for inspection in islice(inspections, len(again), None):
         if work is not None and inspection.view is not None:
             work.add(inspection.view)
         if inspection.anomaly_map is not None:
@@ -81,6 +79,14 @@ def score_files(
             if explained is not None and (explain_all or inspection.row.anomalous):
                 write_placard(explain(model, inspection), explained, stem)
         yield inspection.row if namer is None else _named(namer, inspection)
+
+
+def unfinished_batch(done: Sequence[Row], at_once: int) -> list[str]:
+    """The files of the batch in which an earlier run ended.
+
+    On some machines the last digit of a score depends on the images that share its batch, so a run that goes on starts with these.
+    """
+    return [row.file for row in done[len(done) - len(done) % at_once :]]
 
 
 def used_stems(done: Iterable[Row]) -> set[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cmgcli.console import SOME_UNREADABLE, fail, output, say, timed
+from cmgcli.console import SOME_UNREADABLE, fail, given, output, say, telling_if_interrupted, timed
 from cmgcli.errors import SettingsError
 from cmgcli.rows import Row, rest_of, resume_scores, row_writer
 
@@ -42,11 +44,14 @@ def score_unfitted(
     jsonl: bool,
     resume: bool,
     maps: Path | None,
-    **options: Any,
+    caption: str | None,
+    encoder: str | None,
+    device: str | None,
+    batch_size: int | None,
 ) -> None:
     """Score all files against each other and write their rows; all paths are read first, for each image is compared with the others.
 
-    options: those of `zeroshot.zero_shot`.
+    caption, encoder, device, batch_size: as in `zeroshot.zero_shot`; None is its default.
     """
     files = list(files)
     done = resume_scores(out, jsonl=jsonl) if resume else ()
@@ -58,13 +63,14 @@ def score_unfitted(
     if not files:
         raise SettingsError("--zero-shot compares the images of a run with each other, and no image was given")
     with timed("looking at a sample of the images"):
-        scorer = zero_shot(files, captions, **options)
+        scorer = zero_shot(files, captions, **given(caption=caption, encoder=encoder, device=device, batch_size=batch_size))
     say(NO_PROMISE)
     if len(files) < 8:
         say(f"{len(files)} images tell little of what is normal; the more there are, and the fewer of them are bad, the better")
-    with output(out, append=bool(done)) as stream, timed("scoring"):
+    partial = nullcontext() if out is None else telling_if_interrupted(f"{out} has a row of each image that was done; --resume goes on after them")
+    with output(out, append=bool(done)) as stream, timed("scoring"), partial:
         write = row_writer(stream, header=not done, jsonl=jsonl)
-        for row in _rows(scorer, rest, done, maps, options.get("batch_size")):
+        for row in _rows(scorer, rest, done, maps, batch_size):
             write(row)
             unreadable += bool(row.error)
     if unreadable:
@@ -74,12 +80,14 @@ def score_unfitted(
 
 def _rows(scorer: ZeroShot, files: Sequence[str], done: Sequence[Row], maps: Path | None, batch_size: int | None) -> Iterator[Row]:
     """The rows, each with its pictures on disk before it comes."""
-    from cmgcli.console import given
+    from cmgcli.loader import BATCH
     from cmgcli.pictures import unused_stem
-    from cmgcli.scoring import used_stems, write_maps
+    from cmgcli.scoring import unfinished_batch, used_stems, write_maps
 
-    used = used_stems(done)
-    for inspection in scorer.inspect(files, maps=maps is not None, **given(batch_size=batch_size)):
+    at_once = batch_size or BATCH
+    used, again = used_stems(done), unfinished_batch(done, at_once)
+    inspections = scorer.inspect([*again, *files], batch_size=at_once, maps=maps is not None)
+    for inspection in islice(inspections, len(again), None):
         if inspection.anomaly_map is not None:
             write_maps(inspection, maps, unused_stem(inspection.row.file, used))
         yield inspection.row

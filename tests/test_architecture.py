@@ -13,7 +13,7 @@ PACKAGE = Path(cmgcli.__file__).parent
 FLOORS = (
     {"cli"},
     {"options"},
-    {"config", "publish", "unfitted"},
+    {"config", "publish", "fitted", "unfitted"},
     {"console"},
     {"audit"},
     {"evaluation", "page", "masking", "stressing", "engine_ray"},

@@ -121,6 +121,27 @@ def test_an_unreadable_file_ends_a_fit_by_name(tmp_path):
     assert not (tmp_path / "m.cmg").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--false-alarm", "0", "between 0 and 1"),
+        ("--false-alarm", "1", "between 0 and 1"),
+        ("--false-alarm", "nan", "between 0 and 1"),
+        ("--ridge", "inf", "from 0 up"),
+        ("--seed", "-1", "greater than or equal to 0"),
+        ("--keep", "0", "a share in (0, 1]"),
+        ("--latent-dim", "99999", "expected 1 to"),
+    ],
+)
+@pytest.mark.parametrize("head", ["--adapt", "--no-adapt"])
+def test_a_number_that_cannot_be_is_refused(tmp_path, option, value, words, head):
+    for i in range(2):
+        write_png(tmp_path / f"{i}.png", noise(i))
+    run = Run("fit", "--images", tmp_path, "--caption", "a part", "--out", tmp_path / "m.cmg", "--adapt-steps", 1, head, option, value)
+    assert run.code == 2 and run.out == "" and words in run.err.replace("\n", " "), run.err
+    assert not (tmp_path / "m.cmg").exists()
+
+
 # ---- files that a person sees as one picture
 
 

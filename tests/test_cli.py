@@ -239,6 +239,7 @@ def test_eval_needs_labels_of_both_kinds(small_line, model_file, tmp_path):
     header, *lines = (small_line / "metadata.csv").read_text().splitlines()
     labels = tmp_path / "labels.csv"
     labels.write_text("\n".join([header, *(line for line in lines if ",test,0," in line)]) + "\n")
+    wrong(cmg_here("eval", "--model", model_file, "--images", small_line), "no captions", "--labels")
     run = cmg_here("eval", "--model", model_file, "--images", small_line, "--labels", labels, "--allow-missing")
     assert run.returncode == 2
     *listed, last = run.err.splitlines()

@@ -12,7 +12,7 @@ from shell import cmg, cmg_here, wrong
 
 from cmgcli.cli import app
 
-COMMANDS = ("demo", "fit", "score", "mask", "eval")
+COMMANDS = ("demo", "fit", "score", "mask", "export", "eval")
 COLOUR = re.compile(rb"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;\d+)*m")
 
 
@@ -39,6 +39,14 @@ def test_every_option_has_help_and_no_option_stands_in_two_ways(command):
     assert all(param.help for param in params)
     spelled = [name for param in params for name in (*param.opts, *param.secondary_opts)]
     assert len(spelled) == len(set(spelled))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_every_word(command):
+    """Square brackets, which the help takes for markup, would be gone."""
+    shown = re.sub(r"[\s│]+", "", cmg_here(command, "--help").out)
+    for param in typer.main.get_command(app).commands[command].params:
+        assert re.sub(r"\s+", "", param.help) in shown, param.name
 
 
 def test_options_stand_in_panels():

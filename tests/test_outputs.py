@@ -1,7 +1,10 @@
 """Files to write: checked before any work, never what the command reads, with any name, and of use after Ctrl-C."""
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -22,7 +25,8 @@ def place(small_line, model_file, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-SCORE = "score --model model.cmg line/images/test_0000.png --captions captions.csv"
+PLAIN = "score --model model.cmg line/images/test_0000.png"
+SCORE = f"{PLAIN} --captions captions.csv"
 EVAL = "eval --labels captions.csv"
 
 
@@ -37,6 +41,9 @@ EVAL = "eval --labels captions.csv"
         (f"{EVAL} --scores scores.csv", "--report", "scores.csv"),
         (f"{EVAL} --scores scores.csv", "--json", "captions.csv"),
         ("fit --images line --captions captions.csv", "--out", "captions.csv"),
+        ("fit --images line --captions captions.csv", "--out", "line/images/train_0000.png"),
+        (f"{EVAL} --model model.cmg --images line", "--report", "line/images/../images/train_0000.png"),
+        ("mask --images line --captions captions.csv --out masks", "--contact-sheet", "line/images/train_0000.png"),
         ("mask --images line --captions captions.csv --out masks", "--contact-sheet", "captions.csv"),
     ],
 )
@@ -44,6 +51,26 @@ def test_what_is_read_is_not_overwritten(place, command, option, path):
     before = Path(path).read_bytes()
     wrong(cmg_here(*command.split(), option, path), f"cannot write {path}", "it would be lost", option)
     assert Path(path).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("command", "one", "other"),
+    [
+        (SCORE, "--out", "--junit"),
+        (SCORE, "--out", "--summary"),
+        (SCORE, "--junit", "--summary"),
+        (f"{EVAL} --scores scores.csv", "--json", "--report"),
+    ],
+)
+def test_two_options_do_not_write_one_file(place, command, one, other):
+    wrong(cmg_here(*command.split(), one, "new", other, "line/../new"), f"{one} writes it too", f"choose another {other}")
+    assert not (place / "new").exists()
+
+
+def test_a_contact_sheet_does_not_lie_among_the_images_nor_on_the_summary(place):
+    masks = "mask", "--images", "line", "--captions", "captions.csv", "--out", "masks", "--contact-sheet"
+    wrong(cmg_here(*masks, "line/sheet.png"), "it lies in line", "the next run would read it")
+    wrong(cmg_here(*masks, "masks/summary.csv"), "--out writes it too")
 
 
 @pytest.mark.parametrize(
@@ -67,17 +94,54 @@ def test_a_file_that_cannot_be_written_is_said_before_any_work(place, command, o
     wrong(cmg_here(*command.split(), option, "new"), "no permission", option)
 
 
+def test_a_directory_that_cannot_be_written_into_is_said_before_any_work(place, monkeypatch):
+    (place / "maps").mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
+    wrong(cmg_here(*PLAIN.split(), "--maps", "maps"), "cannot write into maps", "no permission", "--maps")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_directory_without_permission(place):
     (place / "locked").mkdir(mode=0o500)
     wrong(cmg_here(*SCORE.split(), "--out", "locked/s.csv"), "no permission")
-    wrong(cmg_here(*SCORE.split(), "--maps", "locked/maps"), "Permission denied", "--maps")
+    wrong(cmg_here(*PLAIN.split(), "--maps", "locked/maps"), "Permission denied", "--maps")
+    wrong(cmg_here(*PLAIN.split(), "--maps", "locked"), "no permission", "--maps")
 
 
 def test_an_empty_pipe_is_said(place):
     run = cmg("score", "--model", "model.cmg", "-", stdin="\n\n")
     assert run.returncode == 0 and run.out.count("\n") == 1
     assert run.err == "cmg: no path came from standard input; expected one a line\n"
+
+
+def in_shell(line: str) -> subprocess.CompletedProcess:
+    """A line of bash in which $cmg is the program, with the buffers that Python has in a shell."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | {"cmg": f"{sys.executable} -m cmgcli"}
+    return subprocess.run(["bash", "-o", "pipefail", "-c", line], env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def scored(place) -> Path:
+    """The same, where scores.csv has the scores of the test images."""
+    assert cmg_here("score", "--model", "model.cmg", "--out", "scores.csv", *sorted(Path("line/images").glob("test*"))).returncode == 0
+    return place
+
+
+@pytest.mark.parametrize("command", ["--version", PLAIN, "fit --images line --caption x --print-config", f"{EVAL} --scores scores.csv --images line --allow-missing"])
+@pytest.mark.parametrize(("end", "words"), [(">/dev/full", "No space left"), (">&-", "standard output is closed")])
+def test_a_standard_output_that_takes_nothing_is_one_line_and_exit_2(scored, command, end, words):
+    run = in_shell(f"$cmg {command} {end}")
+    lines = [line for line in run.stderr.splitlines() if "left out" not in line]
+    assert run.returncode == 2 and len(lines) == 1 and lines[0].startswith("cmg: ") and words in lines[0], run.stderr
+
+
+def test_a_reader_that_has_enough_changes_no_verdict(scored):
+    """What rich does by itself is exit 1, which says that a gate failed, with no figures written."""
+    for gate, code in (("--max-miss 1", 0), ("--min-auroc 1", 1)):
+        run = in_shell(f"$cmg {EVAL} --scores scores.csv --images line --json e.json {gate} | head -n 1")
+        assert run.returncode == code, run.stderr
+        assert json.loads(Path("e.json").read_text())["images"] == 12
+        Path("e.json").unlink()
 
 
 def test_names_that_are_long_or_not_unicode_go_all_the_way(small_line, model_file, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import cmgcli
+from cmgcli import checkpoint
 from cmgcli.dataset import caption_lookup, read_dataset
 from cmgcli.encoder import Encoder
 from cmgcli.errors import CheckpointError, DatasetError, ImageError
@@ -184,7 +185,7 @@ def test_a_file_that_is_no_model_is_named(model_file, tmp_path, damage):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda header: header | {"format": 3}, "model format 3, this program reads 4; fit it again"),
+        (lambda header: header | {"format": 3}, "model format 3, this program reads 5; fit it again"),
         (lambda header: header | {"album": header["album"][:1]}, "is damaged .*no name"),
     ],
 )
@@ -194,8 +195,20 @@ def test_a_model_of_another_format_or_with_a_changed_header_is_refused(model_fil
 
     with safe_open(model_file, framework="pt") as file:
         header, tensors = json.loads(file.metadata()["cmg"]), {name: file.get_tensor(name) for name in file.keys()}
-    save_file(tensors, tmp_path / "m.cmg", metadata={"cmg": json.dumps(change(header))})
+    text = json.dumps(change(header))
+    save_file(tensors, tmp_path / "m.cmg", metadata={"cmg": text, "sha256": checkpoint._digest(text, tensors)})
     with pytest.raises(CheckpointError, match=words):
+        Model.load(tmp_path / "m.cmg", device="cpu")
+
+
+@pytest.mark.parametrize("place", ["header", "first array", "middle", "end"])
+def test_a_single_bit_that_is_lost_is_found(model_file, tmp_path, place):
+    content = bytearray(model_file.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    at = {"header": content.index(b"false_alarm") + 17, "first array": start, "middle": (start + len(content)) // 2, "end": len(content) - 1}[place]
+    content[at] ^= 1
+    (tmp_path / "m.cmg").write_bytes(content)
+    with pytest.raises(CheckpointError, match="is damaged .*fit the model again"):
         Model.load(tmp_path / "m.cmg", device="cpu")
 
 

@@ -1,6 +1,7 @@
 """Scores without a model: prompts, how alike images are, and what the command refuses and says."""
 
 import csv
+from itertools import islice
 
 import cv2
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from shell import cmg_here, table, wrong
 
+from cmgcli import unfitted, zeroshot
 from cmgcli.images import write_png
 from cmgcli.prompts import DEFECTIVE, FLAWLESS, SHOWN, prompts, thing_of
 from cmgcli.rows import COLUMNS
@@ -104,13 +106,37 @@ def test_scores_of_a_run_are_refused_by_eval_and_told_why(run, batch, tmp_path):
     wrong(cmg_here("eval", "--scores", run[1] / "s.csv", "--labels", labels, "--images", batch), "--zero-shot", "threshold")
 
 
-def test_a_broken_run_goes_on_and_an_unreadable_image_has_a_row(run, batch, tmp_path):
-    whole = (run[1] / "s.csv").read_text().splitlines(keepends=True)
-    (tmp_path / "s.csv").write_text("".join(whole[:5]))
-    assert cmg_here("score", "--zero-shot", "--caption", CAPTION, "--out", tmp_path / "s.csv", "--resume", batch).returncode == 0
-    again = table((tmp_path / "s.csv").read_text())
-    assert [row["file"] for row in again] == [row["file"] for row in table("".join(whole))]
-    assert [float(row["score"]) for row in again] == pytest.approx([float(row["score"]) for row in table("".join(whole))], abs=1e-4)
+@pytest.mark.parametrize("done", [0, 3, 4, 6, 10])
+def test_a_broken_run_goes_on_with_the_batches_of_an_undisturbed_one(batch, tmp_path, monkeypatch, done):
+    """So it gives its rows to the last digit, which may depend on what shares a batch."""
+    batches, decoded = [], zeroshot.decoded
+    monkeypatch.setattr(zeroshot, "decoded", lambda *given, **options: (batches.append([name for name, _ in some]) or some for some in decoded(*given, **options)))
+    out, command = tmp_path / "s.csv", ("score", "--zero-shot", "--caption", CAPTION, "--batch-size", 4, "--out", tmp_path / "s.csv")
+    assert cmg_here(*command, batch).returncode == 0
+    whole, last = out.read_text(), batches[-3:]
+    out.write_text("".join(whole.splitlines(keepends=True)[: done + 1]))
+    batches.clear()
+    assert cmg_here(*command, "--resume", batch).returncode == 0
+    assert out.read_text() == whole
+    assert [some for some in batches if some in last] == last[done // 4 :]
+
+
+def test_ctrl_c_says_what_there_is_and_how_to_go_on(batch, tmp_path, monkeypatch):
+    rows = unfitted._rows
+
+    def broken_off(*given):
+        yield from islice(rows(*given), 3)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(unfitted, "_rows", broken_off)
+    out = tmp_path / "s.csv"
+    ran = cmg_here("score", "--zero-shot", "--caption", CAPTION, "--out", out, batch)
+    assert ran.returncode == 130
+    assert ran.err.endswith(f"cmg: {out} has a row of each image that was done; --resume goes on after them\ncmg: interrupted\n")
+    assert len(table(out.read_text())) == 3
+
+
+def test_an_unreadable_image_has_a_row(batch, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
     ran = cmg_here("score", "--zero-shot", "--caption", CAPTION, batch / "0.png", tmp_path / "bad.png", batch / "1.png")
     assert ran.returncode == 3 and "1 inputs could not be scored" in ran.err and "3 images tell little" in ran.err

@@ -1,0 +1,138 @@
+"""A scoring run by a model, from its options to its exit code. Imports nothing heavy before the model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from cmgcli.console import GATE_FAILED, SOME_UNREADABLE, detail, fail, given, output, say, timed
+from cmgcli.drift import DriftWatch
+from cmgcli.rows import NamedRow, Row, rest_of, resume_scores, row_writer
+from cmgcli.verdict import Limit, Tally, Verdict
+
+if TYPE_CHECKING:
+    from cmgcli.model import Model
+    from cmgcli.naming import Phrase
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """What a run is to leave, each at its path; None: not that, but for the rows, which then go to standard output."""
+
+    rows: Path | None
+    maps: Path | None
+    explain: Path | None
+    junit: Path | None
+    summary: Path | None
+    jsonl: bool  # the rows as JSON Lines
+    explain_all: bool  # a page on each image, not only on the anomalous ones
+
+
+def score_fitted(
+    files: Iterable[str],
+    captions: Mapping[Path, str] | None,
+    *,
+    model: Path,
+    leaves: Leaves,
+    resume: bool,
+    live: bool,
+    phrases: Sequence[Phrase] | None,
+    limits: Sequence[Limit],
+    watch_drift: bool,
+    fail_on_drift: bool,
+    ray: bool,
+    address: str | None,
+    device: str | None,
+    batch_size: int | None,
+) -> None:
+    """Score the files, write each row when it is done, then what is about the whole run; a gate that failed ends the program.
+
+    Args:
+        resume: go on after the last whole row of ``leaves.rows``.
+        live: the files come from a pipe.
+        phrases: name the defects, see `naming`; None: do not.
+        address, device, batch_size: None is the engine's default.
+    Raises:
+        CmgError: something cannot be read or written. typer.Exit: a gate failed, or an input could not be read.
+    """
+    began = datetime.now().astimezone()
+    kind = Row if phrases is None else NamedRow
+    done = resume_scores(leaves.rows, jsonl=leaves.jsonl, kind=kind) if resume else ()
+    files = rest_of(files, done)
+    fitted = load_model(model, device)
+    from cmgcli.scoring import TileWork, score_files
+
+    watch = DriftWatch(fitted.detector.calibration.scores) if watch_drift or fail_on_drift else None
+    tally = Tally(keep=leaves.junit is not None or leaves.summary is not None, watch=watch)
+    for row in done:
+        tally.add(row)
+    work = TileWork()
+    if ray:
+        from cmgcli.engine_ray import score_on_ray
+
+        found = score_on_ray(model, files, captions, **given(phrases=phrases, address=address, device=device, batch_size=batch_size))
+    else:
+        extras = given(phrases=phrases, maps=leaves.maps, explained=leaves.explain, batch_size=batch_size)
+        found = score_files(fitted, files, captions, done=done, explain_all=leaves.explain_all, live=live, work=work, **extras)
+    with output(leaves.rows, append=bool(done)) as stream, timed("scoring"):
+        _write(found, row_writer(stream, kind, header=not done, jsonl=leaves.jsonl), tally, leaves.rows)
+    if work.sentence:
+        say(work.sentence)
+    if watch is not None and watch.alarm is None:
+        say(watch.sentence)
+    if leaves.explain is not None and not leaves.explain_all and not tally.anomalies:
+        say("no image is anomalous, so there is nothing to explain; --explain-all explains the others too")
+    _conclude(tally.verdict(limits, fail_on_drift=fail_on_drift), fitted, began, leaves)
+
+
+def load_model(file: Path, device: str | None) -> Model:
+    """The model of a file; says so where it cannot promise anything."""
+    with timed("importing torch"):
+        from cmgcli.model import Model
+    with timed("importing open_clip and loading the model"):
+        model = Model.load(file, **given(device=device))
+    detail(f"encoder {model.encoder.name} on {model.encoder.device}")
+    if len(model.detector.calibration.scores) == 0:
+        say(model.detector.calibration.sentence)
+    return model
+
+
+def _write(found: Iterable[Row], write: Callable[[Row], None], tally: Tally, out: Path | None) -> None:
+    try:
+        for row in found:
+            write(row)
+            before = tally.drifted
+            tally.add(row)
+            if tally.drifted and not before:
+                fail(f"{tally.watch.sentence}: {row.file}")
+    except KeyboardInterrupt:
+        if out is not None:
+            say(f"{out} has {tally.images} rows; --resume goes on after them")
+        raise
+
+
+def _conclude(verdict: Verdict, model: Model, began: datetime, leaves: Leaves) -> None:
+    """The files about the whole run, and the exit code: a failed gate beats an unreadable input."""
+    if leaves.junit is not None:
+        from cmgcli.junit import write_junit
+        from cmgcli.scoring import threshold_of
+
+        seconds = (datetime.now().astimezone() - began).total_seconds()
+        write_junit(verdict, leaves.junit, threshold=lambda row: threshold_of(model, row), began=began, seconds=seconds)
+    if leaves.summary is not None:
+        from cmgcli.step_summary import append_summary
+
+        append_summary(verdict, leaves.summary)
+    if verdict.unreadable:
+        fail(f"{verdict.unreadable} inputs could not be read; see the column error")
+    for failure in verdict.failures:
+        fail(f"gate failed: {failure}")
+    if verdict.failures:
+        raise typer.Exit(GATE_FAILED)
+    if verdict.unreadable:
+        raise typer.Exit(SOME_UNREADABLE)
