@@ -241,7 +241,7 @@ def _lookup(captions: Path | None, images: Path | None) -> dict[Path, str] | Non
         return None
     from cmgcli.dataset import caption_lookup, read_dataset
 
-    return caption_lookup(read_dataset(images or captions.parent, captions, allow_missing=True).records)
+    return caption_lookup(read_dataset(images or captions.parent, captions, allow_missing=True, need_masks=False).records)
 
 
 def _phrases(defects: Path | None) -> tuple[Phrase, ...] | None:

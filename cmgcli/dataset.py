@@ -48,7 +48,7 @@ class Dataset:
 
 
 def read_dataset(
-    images: Path, captions: Path | None = None, *, caption: str | None = None, allow_missing: bool = False
+    images: Path, captions: Path | None = None, *, caption: str | None = None, allow_missing: bool = False, need_masks: bool = True
 ) -> Dataset:
     """Read the records of the folder `images`.
 
@@ -59,7 +59,8 @@ def read_dataset(
     `ground_truth/<defect>/NAME_mask.png`), the folder's name in words; that layout also gives split, label, defect
     and mask.
 
-    `allow_missing` leaves out images without a caption and captions without an image instead of refusing them.
+    `allow_missing` leaves out images without a caption and captions without an image instead of refusing them;
+    `need_masks` is that of `read_lines`.
 
     Raises DatasetError, in one line with file, line number and remedy; SettingsError where `captions` and `caption`
     are both given.
@@ -75,7 +76,7 @@ def read_dataset(
     if captions is None:
         dataset = _read_folder(images, caption, allow_missing)
     else:
-        dataset = _read_captions(images, Path(captions), allow_missing)
+        dataset = _read_captions(images, Path(captions), allow_missing, need_masks)
     if not dataset.records:
         source = images if captions is None else captions
         raise DatasetError(f"{str(source)!r}: no image with a caption found: at least one is needed")
@@ -115,11 +116,11 @@ def read_lines(captions: Path, images: Path, *, need_masks: bool = True) -> Iter
         yield Line(number, where, _record(row, roots, where, need_masks))
 
 
-def _read_captions(images: Path, captions: Path, allow_missing: bool) -> Dataset:
+def _read_captions(images: Path, captions: Path, allow_missing: bool, need_masks: bool) -> Dataset:
     records: list[Record] = []
     missing: list[str] = []
     first_line: dict[Path, int] = {}
-    for line, where, record in read_lines(captions, images):
+    for line, where, record in read_lines(captions, images, need_masks=need_masks):
         if record.path in first_line:
             earlier = first_line[record.path]
             raise DatasetError(f"{where}: {record.file_name!r} is also in line {earlier}: keep one of the two")

@@ -78,7 +78,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", callback=tell_more, he
 DeviceOption = Annotated[
     Optional[Device], typer.Option(help="Where to compute; auto takes the GPU where there is one.", show_default="auto", rich_help_panel=COMPUTE)
 ]
-BatchSize = Annotated[Optional[int], typer.Option(min=1, help="Images per forward pass; changes a score by rounding at most.", show_default="16", rich_help_panel=COMPUTE)]
+BatchSize = Annotated[Optional[int], typer.Option(min=1, help="Images per forward pass; changes no score, but for rounding on a GPU.", show_default="16", rich_help_panel=COMPUTE)]
 ModelFile = Annotated[Optional[Path], typer.Option(help="Model file made by cmg fit.", show_default=False, rich_help_panel=INPUT)]
 
 # ---- demo

@@ -216,3 +216,8 @@ def test_names_that_are_not_plain_survive(parts, tmp_path):
     text = json.dumps({"file_name": name, "text": "Mutter"}) + "\n"
     text += "".join(json.dumps({"file_name": n, "text": "nut"}) + "\n" for n in ("a.png", "b.png", "sub/c.png"))
     assert read_dataset(parts, write(tmp_path / "x.jsonl", text)).records[0].path == (parts / name).resolve()
+
+
+def test_where_no_mask_is_needed_one_may_be_gone(parts):
+    captions = write(parts / "x.csv", "file_name,text,mask\na.png,nut,m.png\nb.png,bolt,\nsub/c.png,gear,\n")
+    assert [record.mask for record in read_dataset(parts, captions, need_masks=False).records] == [None] * 3

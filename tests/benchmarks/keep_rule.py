@@ -42,7 +42,11 @@ def main(count: int = 96) -> None:
     encoder = load_encoder("builtin", device="cpu")
     rng = np.random.default_rng(777)
     kinds = ("", "scratch", "stain", "chip", "crack", "missing hole")
-    scenes = [line.render(rng, size=192, defect=str(rng.choice(kinds))) for _ in range(count)]
+    scenes = []
+    while len(scenes) < count:
+        scene = line.render(rng, size=192, defect=str(rng.choice(kinds)))
+        if not scene.object_mask.all():  # a sheet fills the frame, there is nothing to discard
+            scenes.append(scene)
     text = encoder.encode_text([f"a photo of a {scene.material} {scene.part}" for scene in scenes])
     pixels = encoder.preprocess([scene.image for scene in scenes])
     full = encoder.encode_image(pixels)
