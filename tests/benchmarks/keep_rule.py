@@ -58,6 +58,7 @@ def main(count: int = 96) -> None:
         auroc = np.mean([roc_auc_score(o.ravel(), r) for o, r in zip(objects, relevance.numpy(), strict=True)])
         print(f"{estimator}: AUROC of the relevance against the object, per patch: {auroc:.3f}")
     relevance = cmer.fast(full.dense, text)
+    print(f"the object itself, grown by one patch: {figures(np.stack([cmer.grow(o) for o in objects]), objects, scenes)}")
     for tolerance in (0.03, 0.1, 0.2):
         largest = cmer.keep_mask(match, pixels, relevance, encoder.grid, tolerance=tolerance)
         print(f"largest within {tolerance}: {figures(largest.numpy().reshape(-1, *encoder.grid), objects, scenes)}")
