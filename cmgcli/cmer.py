@@ -24,6 +24,7 @@ from cmgcli.errors import SettingsError
 Match = Callable[[Tensor, Tensor], Tensor]
 
 MATCH_FLOOR = 0.2
+TOLERANCE = 0.2  # of the range of a match over the sizes
 KEEP_SIZES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0)
 
 
@@ -138,7 +139,7 @@ def top_patches(relevance: Tensor, count: int) -> Tensor:
 
 
 def keep_mask(
-    match: Match, images: Tensor, relevance: Tensor, grid: tuple[int, int], *, keep: float | str = "auto", tolerance: float = 0.1
+    match: Match, images: Tensor, relevance: Tensor, grid: tuple[int, int], *, keep: float | str = "auto", tolerance: float = TOLERANCE
 ) -> Tensor:
     """The keep mask (B, P) bool: nearly the best match, and no hole where a defect could fall through.
 

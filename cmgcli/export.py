@@ -192,7 +192,7 @@ class Inspector(nn.Module):
             pooled = torch.stack([F.normalize((dense[0] * (rank < size).unsqueeze(1)).sum(0), dim=0) for size in sizes])
             matches = pooled @ text  # (sizes,)
             best = matches.max()
-            within = matches >= best - (0.1 * (best - matches.min())).clamp(min=0.01)
+            within = matches >= best - (cmer.TOLERANCE * (best - matches.min())).clamp(min=0.01)
             largest = (within * torch.tensor(sizes)).max()
             chosen = torch.where(best < cmer.MATCH_FLOOR, count, largest)
         else:

@@ -13,6 +13,7 @@ import argparse
 import functools
 import importlib.util
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,6 +38,7 @@ def training() -> ModuleType:
     path = Path(__file__).parents[2] / "examples" / "builtin_encoder" / "train.py"
     spec = importlib.util.spec_from_file_location("train_builtin", path)
     train = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = train  # where dataclasses look for what they are annotated with
     spec.loader.exec_module(train)
     return train
 
