@@ -75,8 +75,8 @@ def save(detector: Detector, path: Path) -> None:
     # safetensors refuses two tensors that share memory, and the ones from a GPU are stored as they come
     owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:
-        text = json.dumps(header)
-        write_whole(Path(path), to_bytes(owned, metadata={"cmg": text, "sha256": _digest(text, owned)}))
+        signed = header | {"sha256": _digest(header, owned)}  # one entry only: safetensors writes several in any order, and the same model is the same file
+        write_whole(Path(path), to_bytes(owned, metadata={"cmg": json.dumps(signed)}))
     except OSError as error:
         raise OutputError(f"the model could not be written to {path} ({error.strerror}); choose another --out") from error
 
@@ -104,16 +104,16 @@ def load(path: Path) -> Detector:
         header = json.loads(metadata["cmg"])
         if header["format"] != FORMAT:
             raise CheckpointError(f"{path} has model format {header['format']}, this program reads {FORMAT}; fit it again")
-        if metadata["sha256"] != _digest(metadata["cmg"], tensors):
+        if header.pop("sha256") != _digest(header, tensors):
             raise CheckpointError(f"{path} is damaged (its content is not what its checksum says); fit the model again, or copy it again from where it is sound")
         return _detector(header, tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}); fit the model again") from error
 
 
-def _digest(header: str, tensors: dict[str, torch.Tensor]) -> str:
+def _digest(header: dict, tensors: dict[str, torch.Tensor]) -> str:
     """What tells that a file was copied whole and kept well; an array that lost a bit would else give other scores, and nobody would know."""
-    sha = hashlib.sha256(header.encode())
+    sha = hashlib.sha256(json.dumps(header).encode())
     for name in sorted(tensors):
         sha.update(f"{name}{tuple(tensors[name].shape)}".encode())
         sha.update(tensors[name].numpy().tobytes())
