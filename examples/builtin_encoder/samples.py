@@ -163,7 +163,10 @@ def _of_photos(photos: Sequence[Photo], stuff: Sequence[str], rng: np.random.Gen
     return _row(image, mask, flaw, kind, (-1, stuff.index(front.category), stuff.index(back.category)), pair, caption, rng)
 
 
-def _row(image, mask, flaw, kind: str, places: tuple[int, int, int], pair: int, caption: str, rng: np.random.Generator) -> dict:
+def _row(
+    image: np.ndarray, mask: np.ndarray, flaw: np.ndarray, kind: str, places: tuple[int, int, int], pair: int, caption: str, rng: np.random.Generator
+) -> dict:
+    """One row of `Samples`: image (S, S, 3) uint8, masks (S, S) bool of the object and of its defect; places: part, front and back."""
     said = kind or KIND_NAMES[int(rng.integers(len(KIND_NAMES)))]
     return {
         "images": image,

@@ -69,7 +69,7 @@ class Phrases:
     """The names of all parts, of all stuff, and of the states (flawless first), in changing words."""
 
     def __init__(self, stuff: Sequence[str], tokenizer) -> None:
-        states = [tuple(f"{word}" for word in samples.FLAWLESS_WORDS), *(things + words for things, words in samples.KINDS.values())]
+        states = [samples.FLAWLESS_WORDS, *(things + words for things, words in samples.KINDS.values())]
         groups = [[(name, f"a {name}", f"a photo of a {name}") for name in line.PARTS], [(name, f"{name} surface", f"made of {name}") for name in stuff], states]
         self.sizes = tuple(len(group) for group in groups)
         self.tokens = [tokenizer(list(words)) for group in groups for words in group]
