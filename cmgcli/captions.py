@@ -56,14 +56,17 @@ _PLACED = (
 
 
 def describe(part: str, material: str, background: str, rng: np.random.Generator) -> str:
-    """A caption in varied wording; about a quarter of the captions name the background too, where it can be seen."""
+    """A caption in varied wording; about a quarter of the captions name the background too, where it can be seen.
+
+    A name that is none of the line's own is used as it is.
+    """
     placed = rng.random() < 0.25 and part not in FRAME_FILLING
     template = str(rng.choice(_PLACED if placed else _TEMPLATES))
-    noun = str(rng.choice(_PART_WORDS[part]))
+    noun = str(rng.choice(_PART_WORDS.get(part, (part,))))
     adjective = material if "{material}" in template else str(rng.choice(_MATERIAL_WORDS.get(material, (material,))))
     return template.format(
         thing=f"{adjective} {noun}", a=_article(adjective), part=noun, a_part=f"{_article(noun)} {noun}", material=adjective,
-        place=str(rng.choice(_BACKGROUND_WORDS[background])), number=int(rng.integers(1, 1000)),
+        place=str(rng.choice(_BACKGROUND_WORDS.get(background, (background,)))), number=int(rng.integers(1, 1000)),
     )  # fmt: skip
 
 

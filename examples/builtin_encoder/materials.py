@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from cmgcli.surfaces import scatter
+
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -32,14 +34,31 @@ def surface(photo: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarra
     return np.ascontiguousarray(np.rot90(np.clip(image, 0, 255).astype(np.uint8), int(rng.integers(4))))
 
 
-def part(photos: Sequence[np.ndarray], rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """A part of one material on another, with its shadow: image (size, size, 3) uint8 and the part's mask (size, size) bool."""
-    front, back = (surface(photos[int(rng.integers(len(photos)))], rng, size).astype(np.float32) for _ in range(2))
-    mask = _outline(rng, size)
-    soft = mask.astype(np.float32)
+def part(front: np.ndarray, back: np.ndarray, rng: np.random.Generator, size: int, others: Sequence[np.ndarray] = ()) -> tuple[np.ndarray, np.ndarray, str]:
+    """A part of one material on another, with its shadow: image (size, size, 3) uint8, the part's mask (size, size) bool, and its shape in a word.
+
+    others: photographs (H, W, 3) uint8 of what reaches into the picture from its border, one neighbour each; with them comes clutter.
+    """
+    picture = surface(back, rng, size)
+    if others:
+        scatter(picture, rng, int(rng.choice((0, 2, 5, 10))))
+    light = rng.uniform(0, 2 * np.pi)
+    for photo in others:
+        angle, far = rng.uniform(0, 2 * np.pi), size * rng.uniform(0.5, 0.75)
+        away = np.float32([[1, 0, far * np.cos(angle)], [0, 1, far * np.sin(angle)]])
+        mask = cv2.warpAffine(_outline(rng, size)[0], away, (size, size))
+        picture = _laid(picture, surface(photo, rng, size), mask, light, rng)
+    mask, word = _outline(rng, size)
+    return _laid(picture, surface(front, rng, size), mask, light, rng), mask > 0, word
+
+
+def _laid(picture: np.ndarray, skin: np.ndarray, mask: np.ndarray, light: float, rng: np.random.Generator) -> np.ndarray:
+    """The picture with a piece of that skin on it, all (S, S, 3) uint8, where the mask (S, S) uint8 is 1, and its shadow away from the light, an angle in radians."""
+    size, soft, reach = len(mask), mask.astype(np.float32), rng.uniform(2, 5)
     alpha = cv2.GaussianBlur(soft, (0, 0), 0.7)[..., None]
-    shadow = 1 - 0.4 * np.roll(cv2.GaussianBlur(soft, (0, 0), 4), (3, 3), (0, 1))[..., None] * (1 - alpha)
-    return np.clip(front * alpha + back * shadow * (1 - alpha), 0, 255).astype(np.uint8), mask.astype(bool)
+    shift = np.float32([[1, 0, -reach * np.cos(light)], [0, 1, -reach * np.sin(light)]])
+    shadow = 1 - rng.uniform(0.2, 0.6) * cv2.GaussianBlur(cv2.warpAffine(soft, shift, (size, size)), (0, 0), rng.uniform(1.5, 4.5))[..., None]
+    return np.clip(skin * alpha + picture * shadow * (1 - alpha), 0, 255).astype(np.uint8)
 
 
 def _zoomed(photo: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
@@ -73,21 +92,22 @@ def _light(rng: np.random.Generator, size: int) -> np.ndarray:
     return gain.astype(np.float32)
 
 
-def _outline(rng: np.random.Generator, size: int) -> np.ndarray:
-    """The shape of a part (size, size) uint8 of 0 and 1: a disc, a turned plate or a ragged piece, now and then with a hole."""
+def _outline(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
+    """The shape of a part (size, size) uint8 of 0 and 1, and its name: a disc, a turned plate or a ragged piece, now and then with a hole."""
     mask = np.zeros((size, size), np.uint8)
-    centre = tuple(int(v) for v in rng.integers(size // 3, 2 * size // 3, 2))
-    radius = int(rng.integers(size // 4, size // 2))
-    shape = rng.integers(3)
-    if shape == 0:
-        cv2.circle(mask, centre, radius, 1, -1)
-    elif shape == 1:
+    radius = size * float(np.exp(rng.uniform(np.log(0.15), np.log(0.5))))
+    centre = tuple(int(v) for v in rng.integers(size // 3, 2 * size // 3, 2)) if radius > 0.3 * size else tuple(int(v) for v in rng.uniform(radius, size - radius, 2))
+    word = ("disc", "plate", "piece")[rng.integers(3)]
+    if word == "disc":
+        cv2.circle(mask, centre, round(radius), 1, -1)
+    elif word == "plate":
         sides = tuple(float(radius * rng.uniform(0.8, 2)) for _ in range(2))
         cv2.fillPoly(mask, [cv2.boxPoints((tuple(map(float, centre)), sides, float(rng.uniform(0, 90)))).astype(np.int32)], 1)
     else:
         angles, reach = np.sort(rng.uniform(0, 2 * np.pi, 7)), radius * rng.uniform(0.7, 1.2, 7)
         corners = np.stack([centre[0] + reach * np.cos(angles), centre[1] + reach * np.sin(angles)], axis=1)
         cv2.fillPoly(mask, [corners.astype(np.int32)], 1)
-    if rng.random() < 0.4:
-        cv2.circle(mask, centre, max(3, radius // 3), 0, -1)
-    return mask
+    if rng.random() < 0.3:
+        cv2.circle(mask, centre, max(3, round(radius * rng.uniform(0.25, 0.6))), 0, -1)
+        word = "ring" if word == "disc" else word
+    return mask, word

@@ -23,6 +23,7 @@ from cmgcli.images import read_image
 
 SIZE, GRID = 168, 14
 CHUNK = 250  # samples of one seed
+RIM = 2  # pixels at the edge of a photograph that may be paler than the rest
 # Kinds of defects, each with what it is called: things, then properties.
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "scratch": (("a scratch", "a long scratch", "scratches"), ("scratched",)),
@@ -48,7 +49,12 @@ _SURFACE = (
     "{thing}", "{thing} surface", "a photo of {thing}", "a close-up of {thing}", "a surface of {thing}", "inspection image of {thing}", "an image of {thing}",
     "a {thing} surface", "{thing} texture", "a good picture of a {thing} surface", "the surface of {thing}, seen from above",
 )  # fmt: skip
-_PIECE = ("a piece of {thing}", "{thing} part", "a part made of {thing}", "a photo of a {thing} part", "a {thing} plate", "a cut piece of {thing}")
+_PIECE = (
+    "a piece of {thing}", "{thing} part", "a part made of {thing}", "a photo of a {thing} part", "a cut piece of {thing}", "a {thing} {shape}", "{thing} {shape}",
+    "a photo of a {thing} {shape}", "a {shape} made of {thing}", "a {shape} of {thing}",
+)  # fmt: skip
+UNKNOWN = "zebra"  # stands in captions for what training never sees: the row of its token stays zero, as those of all such words are
+UNNAMED = 0.25  # share of the captions of parts in which it does
 _ON = ("{piece} on {ground}", "{piece} lying on {ground}", "{piece}, {ground} behind it")
 
 
@@ -59,7 +65,7 @@ class Samples:
     images: (N, S, S, 3) uint8 RGB. shown, flaw: (N, P) uint8, 255 for a patch that is all object, or all defect.
     part: (N,) index into `line.PARTS`, -1 without one. front, back: (N,) index into the names of stuff (`stuff_of`) of what the object and what its
     surroundings are made of. kind: (N,) index into `KIND_NAMES`, -1 where flawless. pair: (N,) the same number for the same
-    object. good, bad: N captions that call the object flawless, or say nothing of its state; that say it has a defect, its own if it has.
+    object. unnamed: (N,) whether the captions name the object in unknown words. good, bad: N captions that call the object flawless, or say nothing of its state; that say it has a defect, its own if it has.
     """
 
     images: np.ndarray
@@ -70,6 +76,7 @@ class Samples:
     back: np.ndarray
     kind: np.ndarray
     pair: np.ndarray
+    unnamed: np.ndarray
     good: list[str]
     bad: list[str]
 
@@ -85,7 +92,7 @@ class Photo:
 def read_photos(directory: Path) -> tuple[list[Photo], list[Photo]]:
     """The photographs of ``directory/metadata.csv``, to train on and, every tenth of them, held out."""
     records = read_dataset(directory, directory / "metadata.csv").records
-    photos = [Photo(read_image(record.path), record.text) for record in records]
+    photos = [Photo(read_image(record.path)[RIM:-RIM, RIM:-RIM], record.text) for record in records]
     order = np.random.default_rng(1).permutation(len(photos))
     photos = [photos[i] for i in order]
     return photos[len(photos) // 10 :], photos[: len(photos) // 10]
@@ -141,18 +148,31 @@ def _of_line(stuff: Sequence[str], rng: np.random.Generator, held: str) -> dict 
         image, flaw, kind = drawn.image, drawn.mask, drawn.kind
     pair = line.PARTS.index(name) * len(line.MATERIALS) + line.MATERIALS.index(material)
     places = line.PARTS.index(name), stuff.index(material), stuff.index(scene.background)
-    row = _row(image, scene.object_mask, flaw, kind, places, pair, scene.caption, rng)
+    caption, unnamed = scene.caption, not held and bool(rng.random() < UNNAMED)
+    if unnamed:
+        which = rng.random()  # the part, the material or both
+        caption = line.describe(name if which < 0.2 else _unknown(rng), material if which > 0.6 else _unknown(rng), scene.background, rng)
+    row = _row(image, scene.object_mask, flaw, kind, places, pair, caption, unnamed, rng)
     return row | {"good": scene.caption} if held == "flawless" else row
+
+
+def _unknown(rng: np.random.Generator) -> str:
+    """One to three words, or pieces of words, that mean nothing."""
+    return " ".join([UNKNOWN] * int(rng.integers(1, 4)))
 
 
 def _of_photos(photos: Sequence[Photo], stuff: Sequence[str], rng: np.random.Generator) -> dict:
     front, back = (photos[int(rng.integers(len(photos)))] for _ in range(2))
-    if rng.random() < 0.6:
+    unnamed = False
+    if rng.random() < 0.5:
         image, mask, back = surface(front.image, rng, SIZE), np.ones((SIZE, SIZE), bool), front
         caption = str(rng.choice(_SURFACE)).format(thing=front.category)
     else:
-        image, mask = part((front.image, back.image), rng, SIZE)
-        caption = str(rng.choice(_PIECE)).format(thing=front.category)
+        others = [photos[int(i)].image for i in rng.integers(len(photos), size=int(rng.choice((0, 0, 1, 2))))]
+        image, mask, shape = part(front.image, back.image, rng, SIZE, others)
+        unnamed = bool(rng.random() < UNNAMED)
+        thing, shape = (_unknown(rng), shape if rng.random() < 0.5 else _unknown(rng)) if unnamed else (front.category, shape)
+        caption = str(rng.choice(_PIECE)).format(thing=thing, shape=shape)
         if rng.random() < 0.4:
             caption = str(rng.choice(_ON)).format(piece=caption, ground=back.category)
     flaw, kind = np.zeros((SIZE, SIZE), bool), ""
@@ -160,11 +180,19 @@ def _of_photos(photos: Sequence[Photo], stuff: Sequence[str], rng: np.random.Gen
         drawn = defects.draw(image, rng, allowed=mask)
         image, flaw, kind = drawn.image, drawn.mask, drawn.kind
     pair = 100_000 + stuff.index(front.category)
-    return _row(image, mask, flaw, kind, (-1, stuff.index(front.category), stuff.index(back.category)), pair, caption, rng)
+    return _row(image, mask, flaw, kind, (-1, stuff.index(front.category), stuff.index(back.category)), pair, caption, unnamed, rng)
 
 
 def _row(
-    image: np.ndarray, mask: np.ndarray, flaw: np.ndarray, kind: str, places: tuple[int, int, int], pair: int, caption: str, rng: np.random.Generator
+    image: np.ndarray,
+    mask: np.ndarray,
+    flaw: np.ndarray,
+    kind: str,
+    places: tuple[int, int, int],
+    pair: int,
+    caption: str,
+    unnamed: bool,
+    rng: np.random.Generator,
 ) -> dict:
     """One row of `Samples`: image (S, S, 3) uint8, masks (S, S) bool of the object and of its defect; places: part, front and back."""
     said = kind or KIND_NAMES[int(rng.integers(len(KIND_NAMES)))]
@@ -177,6 +205,7 @@ def _row(
         "back": np.int64(places[2]),
         "kind": np.int64(KIND_NAMES.index(kind) if kind else -1),
         "pair": np.int64(pair),
+        "unnamed": np.int64(unnamed),
         "good": good_caption(caption, rng),
         "bad": bad_caption(caption, said, rng),
     }

@@ -8,8 +8,12 @@ because CMER drops them so. Some steps keep all, since the match of a whole imag
 
 - contrast (Radford et al. 2021): each image against the captions of the batch and, as a hard negative, its own caption with
   the opposite state. Captions of the same object are no negatives. A defect whose patches were all dropped is none;
+- how much of the image shows what the caption names, from how well they match;
 - what a patch shows: whether the object that the caption names, and whether its defect ('flawless' against the defect);
 - what it is: its part, its material, its kind of defect, among the names of all.
+
+In some captions the words for the object mean nothing, as the words of a user's trade may: what is neither the ground that the caption names nor
+clutter is the object then. They are no negatives of the contrast.
 
 Ten per cent of the (part, material) pairs of the line, and every tenth photograph, are never trained on. A training that was
 broken off goes on when the same command is given again.
@@ -44,6 +48,7 @@ from samples import GRID, Samples  # noqa: E402
 MEAN, STD = 0.5, 0.25
 PATCHES = GRID * GRID
 STEPS = ((56, 1.0, 0.6), (112, 0.5, 0.2), (196, 0.285, 0.2))  # patches kept, share of the batch, how often
+FULL_MATCH = 0.5  # cosine of a caption and an image that shows nothing else
 TOUCHED = 25 / 255  # of a patch, so that its defect counts as seen
 
 
@@ -54,14 +59,14 @@ class Data:
     images: Tensor  # (N, S, S, 3) uint8
     shown: Tensor  # (N, P) uint8
     flaw: Tensor  # (N, P) uint8
-    numbers: Tensor  # (N, 5) int64: part, front, back, kind, pair
+    numbers: Tensor  # (N, 6) int64: part, front, back, kind, pair, unnamed
     good: Tensor  # (N, L) int64
     bad: Tensor  # (N, L) int64
 
 
 def as_data(found: Samples, tokenizer) -> Data:
     images, shown, flaw = (torch.from_numpy(each) for each in (found.images, found.shown, found.flaw))
-    numbers = np.stack([found.part, found.front, found.back, found.kind, found.pair], axis=1)
+    numbers = np.stack([found.part, found.front, found.back, found.kind, found.pair, found.unnamed], axis=1)
     return Data(images, shown, flaw, torch.from_numpy(numbers), tokenizer(found.good), tokenizer(found.bad))
 
 
@@ -146,7 +151,7 @@ def choose(shown: Tensor, flaw: Tensor, keep: int, generator: torch.Generator) -
 
 def losses(net: Net, data: Data, rows: Tensor, keep: int, phrases: Phrases, generator: torch.Generator, device: str) -> dict[str, Tensor]:
     pixels, (shown, flaw) = augment(data.images[rows].to(device), [data.shown[rows].to(device), data.flaw[rows].to(device)], generator)
-    part, front, back, kind, pair = data.numbers[rows].to(device).T
+    part, front, back, kind, pair, unnamed = data.numbers[rows].to(device).T
     index = choose(shown, flaw, keep, generator)
     if index is not None:
         shown, flaw = shown.gather(1, index), flaw.gather(1, index)  # (B, K)
@@ -160,16 +165,17 @@ def losses(net: Net, data: Data, rows: Tensor, keep: int, phrases: Phrases, gene
     whole, bare = shown > 0.5, shown < 0.02
     broken = (flaw > TOUCHED).any(1)  # (B,)
     sound = ~(flaw > 0).any(1)
-    there = (whole.sum(1) >= 3).float()
+    named = unnamed == 0
+    there = ((whole.sum(1) >= 3) & named).float()
     number = torch.arange(count, device=device)
     logits = net.model.logit_scale.exp().clamp(max=100) * image @ texts.T  # (B, 2 B)
-    alike = (pair[:, None] == pair[None]).repeat(1, 2)
+    alike = ((pair[:, None] == pair[None]) | ~named).repeat(1, 2)
     alike[number, number] = False
     alike[number, count + number] = ~(broken | sound)
     target = torch.where(broken, count + number, number)
     by_image = F.cross_entropy(logits.masked_fill(alike, -1e4), target, reduction="none")
     back_logits = logits.gather(1, target.expand(count, -1))  # (B, B): image i against the caption that fits image j
-    other = (pair[:, None] == pair[None]) & ~torch.eye(count, dtype=torch.bool, device=device)
+    other = ((pair[:, None] == pair[None]) | ~named) & ~torch.eye(count, dtype=torch.bool, device=device)
     by_text = F.cross_entropy(back_logits.masked_fill(other, -1e4).T, number, reduction="none")
     contrast = ((by_image + by_text) / 2 * there).sum() / there.sum().clamp(min=1)
 
@@ -177,8 +183,12 @@ def losses(net: Net, data: Data, rows: Tensor, keep: int, phrases: Phrases, gene
     shown_loss = F.binary_cross_entropy_with_logits(fits, whole.float(), weight=(whole | bare).float())
     shift = 1 + int(torch.randint(count - 1, (), generator=generator))
     strangers = scales[0] * torch.einsum("bkd,bd->bk", dense, good.roll(shift, 0)) + net.biases[0]
-    strange = (pair != pair.roll(shift, 0)).float()[:, None].expand_as(strangers)
+    strange = ((pair != pair.roll(shift, 0)) & named.roll(shift, 0)).float()[:, None].expand_as(strangers)
     shown_loss = shown_loss + 0.5 * F.binary_cross_entropy_with_logits(strangers, torch.zeros_like(strangers), weight=strange)
+
+    object_share = shown.mean(1)
+    expected = object_share / (object_share.square() + (1 - object_share).square()).sqrt()  # as if what surrounds the object were orthogonal to the caption
+    share = ((image * good).sum(1) - FULL_MATCH * expected).square().mean()
 
     flawed, clean = flaw > TOUCHED, flaw == 0
     odds = scales[1] * torch.einsum("bkd,bd->bk", dense, bad - good) + net.biases[1]
@@ -190,11 +200,11 @@ def losses(net: Net, data: Data, rows: Tensor, keep: int, phrases: Phrases, gene
     sides = torch.where(whole, front[:, None], back[:, None]).masked_fill(~(whole | bare) | (flaw > 0.3), -1).flatten()
     made = F.cross_entropy(tokens @ stuff.T, sides, ignore_index=-1, label_smoothing=0.1)
     of_part = torch.where(whole, part[:, None], -1).flatten()
-    named = F.cross_entropy((tokens @ parts.T)[of_part >= 0], of_part[of_part >= 0], label_smoothing=0.1) if (of_part >= 0).any() else 0 * made
+    called_part = F.cross_entropy((tokens @ parts.T)[of_part >= 0], of_part[of_part >= 0], label_smoothing=0.1) if (of_part >= 0).any() else 0 * made
     called = torch.where(flawed, kind[:, None] + 1, 0).flatten()
     weight = (flawed.float() + 0.04 * clean.float()).flatten()
     which = (F.cross_entropy(tokens @ states.T, called, reduction="none") * weight).sum() / weight.sum()
-    return {"contrast": contrast, "shown": shown_loss, "state": state, "made": 0.25 * made, "part": 0.25 * named, "kind": 0.5 * which}
+    return {"contrast": contrast, "shown": shown_loss, "share": 4 * share, "state": state, "made": 0.25 * made, "part": 0.25 * called_part, "kind": 0.5 * which}
 
 
 @torch.no_grad()
@@ -260,9 +270,13 @@ def main() -> None:
     test_states = as_data(samples.render(1000, 910_000_000 + args.seed, held, stuff, held="defects"), tokenizer)
     phrases = Phrases(stuff, tokenizer)
     touched = torch.cat([data.good.unique(), data.bad.unique(), *(words.unique() for words in phrases.tokens)]).unique()
+    unknown = int(tokenizer([samples.UNKNOWN])[0, 1])
+    touched = touched[touched != unknown]
 
     config = TowerShape(image_size=samples.SIZE, heads=4, averages=True, norm_after_pool=False, activation="gelu")
     net = Net((trained_builtin_model if args.go_on else builtin_model)().train().to(args.device), config).to(args.device)
+    rows_of_tokens = net.model.token_embedding.weight.detach()  # shares the weights' memory
+    rows_of_tokens[unknown] = 0
     weights = net.trained()
     groups = [{"params": [p for p in weights if p.ndim >= 2], "weight_decay": 0.05}, {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
@@ -290,6 +304,7 @@ def main() -> None:
             sum(found.values()).backward()
             nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
+            rows_of_tokens[unknown] = 0
             step, seen = step + 1, seen + len(rows)
             torch._foreach_lerp_(average, [weight.detach() for weight in weights], 1 - min(0.998, step / (step + 9)))
             now = time.time()

@@ -39,7 +39,7 @@ def sampler(photos: list[np.ndarray], scenes: list[np.ndarray]):
         kind, size = rng.random(), SIZES[rng.integers(len(SIZES))]
         if kind < 0.5:
             return surface(photos[int(rng.integers(len(photos)))], rng, size)
-        return part(photos, rng, size)[0] if kind < 0.8 else scenes[int(rng.integers(len(scenes)))]
+        return part(*(photos[int(i)] for i in rng.integers(len(photos), size=2)), rng, size)[0] if kind < 0.8 else scenes[int(rng.integers(len(scenes)))]
 
     def sample(rng: np.random.Generator) -> list[Crop]:
         return draw_crops(Scene(image(rng), GRID), image(rng) if rng.random() < 0.3 else None, rng)
