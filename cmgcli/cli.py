@@ -18,10 +18,6 @@ from cmgcli.console import (
     detail,
     fail,
     given,
-    inputs,
-    make_directory,
-    must_be_writable,
-    output,
     parse_keep,
     parse_size,
     progress_bar,
@@ -30,11 +26,10 @@ from cmgcli.console import (
     start_messages,
     telling_if_interrupted,
     timed,
-    training_state,
-    write_out,
 )
 from cmgcli.errors import SettingsError
 from cmgcli.options import AllowMissing, BatchSize, DeviceOption
+from cmgcli.streams import inputs, make_directory, must_be_writable, output, training_state, write_out
 
 if TYPE_CHECKING:
     from cmgcli.naming import Phrase

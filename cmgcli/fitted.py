@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from cmgcli.console import GATE_FAILED, SOME_UNREADABLE, detail, fail, given, output, say, timed
+from cmgcli.console import GATE_FAILED, SOME_UNREADABLE, detail, fail, given, say, timed
 from cmgcli.drift import DriftWatch
 from cmgcli.rows import NamedRow, Row, rest_of, resume_scores, row_writer
+from cmgcli.streams import output
 from cmgcli.verdict import Limit, Tally, Verdict
 
 if TYPE_CHECKING:

@@ -13,8 +13,10 @@ from typing import Annotated, Optional
 import typer
 
 from cmgcli.config import adopt
-from cmgcli.console import hush, print_versions, tell_more
+from cmgcli.console import hush, reported, tell_more
+from cmgcli.streams import write_out
 
+PACKAGES = ("cmgcli", "torch", "open_clip_torch", "numpy", "opencv-python")
 INPUT, OUTPUT, METHOD, GATES, COMPUTE, TALK = "Input", "Output", "Method", "Gates", "Compute", "Messages"
 
 
@@ -71,6 +73,19 @@ class Format(str, Enum):
 
 
 # ---- all commands
+
+
+def print_versions(asked: bool) -> None:
+    """What --version does: print the versions that a result depends on, without importing what they are of."""
+    if asked:
+        import platform
+        from importlib.metadata import version
+
+        versions = [*((package, version(package)) for package in PACKAGES), ("python", platform.python_version())]
+        with reported():
+            write_out(" ".join(f"{package} {number}" for package, number in versions) + "\n")
+        raise typer.Exit
+
 
 Version = Annotated[bool, typer.Option("--version", callback=print_versions, is_eager=True, help="Print versions and exit.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=hush, help="Only errors on standard error.", rich_help_panel=TALK)]

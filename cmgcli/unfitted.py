@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cmgcli.console import SOME_UNREADABLE, fail, given, output, say, telling_if_interrupted, timed
+from cmgcli.console import SOME_UNREADABLE, fail, given, say, telling_if_interrupted, timed
 from cmgcli.errors import SettingsError
 from cmgcli.rows import Row, rest_of, resume_scores, row_writer
+from cmgcli.streams import output
 
 if TYPE_CHECKING:
     from cmgcli.zeroshot import ZeroShot

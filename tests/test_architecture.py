@@ -14,6 +14,7 @@ FLOORS = (
     {"cli"},
     {"options"},
     {"config", "publish", "fitted", "unfitted"},
+    {"streams"},
     {"console"},
     {"audit"},
     {"evaluation", "page", "masking", "stressing", "engine_ray"},
