@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from cmgcli import needs
 from cmgcli import options as o
 from cmgcli.config import as_yaml
 from cmgcli.console import (
@@ -28,6 +29,7 @@ from cmgcli.console import (
     timed,
 )
 from cmgcli.errors import SettingsError
+from cmgcli.needs import check_needs
 from cmgcli.options import AllowMissing, BatchSize, DeviceOption
 from cmgcli.streams import inputs, make_directory, must_be_writable, output, training_state, write_out
 
@@ -79,6 +81,7 @@ def demo(
 
 @app.command()
 def fit(
+    context: typer.Context,
     images: o.FitImages = None,
     captions: o.Captions = None,
     caption: o.Caption = None,
@@ -116,6 +119,7 @@ def fit(
     Example: cmg fit --images line --captions line/metadata.csv --out model.cmg
     """
     with reported():
+        check_needs(context, needs.FIT)
         options = given(
             captions=captions, caption=caption, encoder=encoder, false_alarm=false_alarm, calibration=calibration, cmer=cmer, cmle=cmle, adapt=adapt,
             adapt_steps=adapt_steps, relevance=relevance, keep=parse_keep(keep), latent_dim=latent_dim, projection=projection, epochs=epochs, neighbours=neighbours, ridge=ridge,
@@ -149,6 +153,7 @@ def _defaults(engine: Any) -> dict[str, Any]:
 
 @app.command()
 def score(
+    context: typer.Context,
     paths: o.Paths,
     model: o.ModelFile = None,
     zero_shot: o.ZeroShotOption = False,
@@ -190,19 +195,10 @@ def score(
         served = gates | {"--junit": junit, "--summary": summary, "--explain": explain, "--explain-all": explain_all, "--defects": defects}
         served |= {"--engine ray": engine is o.Engine.ray, "--address": address}
         check_options(zero_shot, model, fitted=served, unfitted={"--caption": caption, "--encoder": encoder})
+        check_needs(context, needs.SCORE)
         limits = limits_of(fail_on_anomaly=fail_on_anomaly, max_anomalies=max_anomalies)
-        if resume and out is None:
-            raise SettingsError("--resume goes on in a file; give it with --out")
-        if explain_all and explain is None:
-            raise SettingsError("--explain-all says which images --explain takes; give --explain DIR too")
-        if images is not None and captions is None:
-            raise SettingsError("--images says where the paths of a caption file begin; give it with --captions, and what to score without an option")
-        if null and paths != ["-"]:
-            raise SettingsError("-0 says how paths end on standard input; give - as the only path")
         if engine is o.Engine.ray and (maps or explain):
             raise SettingsError(f"--engine ray writes rows, no pictures; leave out {'--maps' if maps else '--explain'}, or score with --engine local")
-        if engine is o.Engine.local and address is not None:
-            raise SettingsError("--address is where the cluster of --engine ray is; give both or neither")
         files = inputs(paths, nul=null)
         written = {"--out": out, "--junit": junit, "--summary": summary}
         must_be_writable(written, read=(model, captions, defects, *_named_alike(written.values(), files)))
@@ -314,6 +310,7 @@ def export(
 
 @app.command("eval")
 def evaluate(
+    context: typer.Context,
     model: o.EvaluatedModel = None,
     scores: o.EvaluatedScores = None,
     images: o.EvaluatedImages = None,
@@ -344,19 +341,10 @@ def evaluate(
 
         if (model is None) == (scores is None):
             raise SettingsError("give one of --model FILE, to score the images now, and --scores FILE, which cmg score wrote")
-        if stress_images is not None and not stress:
-            raise SettingsError("--stress-images says how many images --stress takes; give --stress too")
-        if adapt_steps is not None and not ablate:
-            raise SettingsError("--adapt-steps is for the models that --ablate fits; give it with --ablate")
+        check_needs(context, needs.EVAL)
         must_be_writable({"--json": json_file, "--report": report_file}, read=(model, scores, labels, defects, images))
         options = given(allow_missing=allow_missing or None, exhibits=None if report_file is None else page.EXHIBITS)
         if model is None:
-            if ablate:
-                raise SettingsError("--ablate fits models of its own; give --model instead of --scores")
-            if defects is not None:
-                raise SettingsError("--defects looks at the images; give --model instead of --scores")
-            if stress:
-                raise SettingsError("--stress scores changed images; give --model instead of --scores")
             content = audit.audit_scores(scores, images, labels, options, command=sys.argv[1:])
         else:
             if images is None:

@@ -133,11 +133,11 @@ def test_an_unreadable_file_ends_a_fit_by_name(tmp_path):
         ("--latent-dim", "99999", "expected 1 to"),
     ],
 )
-@pytest.mark.parametrize("head", ["--adapt", "--no-adapt"])
+@pytest.mark.parametrize("head", [("--adapt-steps", 1), ("--no-adapt",)])
 def test_a_number_that_cannot_be_is_refused(tmp_path, option, value, words, head):
     for i in range(2):
         write_png(tmp_path / f"{i}.png", noise(i))
-    run = Run("fit", "--images", tmp_path, "--caption", "a part", "--out", tmp_path / "m.cmg", "--adapt-steps", 1, head, option, value)
+    run = Run("fit", "--images", tmp_path, "--caption", "a part", "--out", tmp_path / "m.cmg", *head, option, value)
     assert run.code == 2 and run.out == "" and words in run.err.replace("\n", " "), run.err
     assert not (tmp_path / "m.cmg").exists()
 
@@ -255,7 +255,8 @@ def test_allow_missing_goes_on_and_lists(three, tmp_path):
 
 
 def fitted(folder: Path, out: Path, *options: object) -> Run:
-    return Run("fit", "--images", folder, "--caption", "a metal part", "--out", out, "--device", "cpu", "--adapt-steps", 2, *options)
+    head = () if "--no-adapt" in options else ("--adapt-steps", 2)
+    return Run("fit", "--images", folder, "--caption", "a metal part", "--out", out, "--device", "cpu", *head, *options)
 
 
 def works(run: Run, model: Path, *inputs: Path) -> None:

@@ -235,6 +235,28 @@ def test_no_option_is_ignored(small_line, model_file):
     wrong(cmg_here("eval", "--scores", "s.csv", "--labels", "l.csv", "--adapt-steps", 3), "give it with --ablate")
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "other"),
+    [
+        ("fit --images x --no-adapt", "--adapt-steps 3", "--no-adapt"),
+        ("fit --images x --no-cmer", "--relevance fast", "--no-cmer"),
+        ("fit --images x --no-cmer", "--keep 0.4", "--no-cmer"),
+        ("fit --images x --no-cmle", "--neighbours 2", "--no-cmle"),
+        ("fit --images x --no-cmle", "--ridge 0.1", "--no-cmle"),
+        ("fit --images x", "--overlap 0.25", "--tile"),
+        ("fit --images x --projection closed", "--epochs 300", "--projection"),
+        ("score x --model m", "--resume", "--out"),
+        ("score x --model m", "--explain-all", "--explain DIR"),
+        ("score x --model m --engine local", "--address auto", "--engine ray"),
+        ("eval --model m", "--stress-images 4", "--stress too"),
+        ("eval --model m", "--adapt-steps 4", "--ablate"),
+        *(("eval --scores s", option, "--model") for option in ("--ablate", "--defects d", "--stress", "--device cpu", "--batch-size 3")),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused_with_the_other_one(command, option, other):
+    wrong(cmg_here(*command.split(), *option.split()), option.split()[0], other)
+
+
 def test_eval_needs_labels_of_both_kinds(small_line, model_file, tmp_path):
     header, *lines = (small_line / "metadata.csv").read_text().splitlines()
     labels = tmp_path / "labels.csv"
