@@ -22,7 +22,7 @@ from torch import Tensor
 from cmgcli.adapt import Crop, Scene, draw_crops, train_head
 from cmgcli.calibrate import Split, calibrate, check_rate, choose_calibration, split
 from cmgcli.cmer import entropy
-from cmgcli.cmle import check_ridge
+from cmgcli.cmle import check_latent_dim, check_ridge
 from cmgcli.crossfit import cross_fit
 from cmgcli.dataset import Record, read_dataset, training_records
 from cmgcli.detector import Settings
@@ -153,7 +153,7 @@ def fit(
         neighbours=neighbours,
         ridge=check_ridge(ridge),
         bank_size=bank_size,
-        latent_dim=latent_dim,
+        latent_dim=check_latent_dim(latent_dim, tower.dim),
         tile=tile,
         overlap=overlap,
         adapt_steps=adapt_steps if adapt else 0,

@@ -142,6 +142,12 @@ def test_a_number_that_cannot_be_is_refused(tmp_path, option, value, words, head
     assert not (tmp_path / "m.cmg").exists()
 
 
+def test_too_many_directions_are_refused_before_an_image_is_read(tmp_path):
+    (tmp_path / "0.png").write_bytes(b"")
+    run = Run("fit", "--images", tmp_path, "--caption", "a part", "--out", tmp_path / "m.cmg", "--latent-dim", 99999)
+    run.refused("latent dim: expected 1 to", "embedding size", "99999")
+
+
 # ---- files that a person sees as one picture
 
 
