@@ -32,11 +32,13 @@ from cmgcli.errors import SettingsError
 from cmgcli.needs import check_needs
 from cmgcli.options import AllowMissing, BatchSize, DeviceOption
 from cmgcli.streams import inputs, make_directory, must_be_writable, output, training_state, write_out
+from cmgcli.usage import Command, Group
 
 if TYPE_CHECKING:
     from cmgcli.naming import Phrase
 
 app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -56,7 +58,7 @@ def main(
     start_messages(quiet=quiet, verbose=verbose)
 
 
-@app.command()
+@app.command(cls=Command)
 def demo(
     directory: o.DemoDirectory,
     train: o.TrainImages = None,
@@ -79,7 +81,7 @@ def demo(
         say(f"next: cmg fit --images {directory} --captions {metadata}")
 
 
-@app.command()
+@app.command(cls=Command)
 def fit(
     context: typer.Context,
     images: o.FitImages = None,
@@ -151,7 +153,7 @@ def _defaults(engine: Any) -> dict[str, Any]:
     return {name: value for name, value in unset.items() if name not in ("snapshot", "progress")}
 
 
-@app.command()
+@app.command(cls=Command)
 def score(
     context: typer.Context,
     paths: o.Paths,
@@ -243,7 +245,7 @@ def _phrases(defects: Path | None) -> tuple[Phrase, ...] | None:
     return read_phrases(defects)
 
 
-@app.command()
+@app.command(cls=Command)
 def mask(
     images: o.Images,
     out: o.MaskOut,
@@ -283,7 +285,7 @@ def mask(
             raise typer.Exit(SOME_UNREADABLE)
 
 
-@app.command()
+@app.command(cls=Command)
 def export(
     model: o.ModelFile,
     size: o.ImageSize,
@@ -308,7 +310,7 @@ def export(
         say(f"wrote {out}: images of {shape[0]} x {shape[1]}, {len(fitted.detector.language.captions)} captions")
 
 
-@app.command("eval")
+@app.command("eval", cls=Command)
 def evaluate(
     context: typer.Context,
     model: o.EvaluatedModel = None,

@@ -41,14 +41,20 @@ def output(path: Path | None, *, append: bool = False) -> Iterator[Any]:
 
 def write_out(text: str) -> None:
     """Text to standard output. Raises OutputError where that cannot be; BrokenPipeError passes."""
-    with output(None) as stream:
-        try:
-            stream.write(text)
-            stream.flush()
-        except BrokenPipeError:
-            raise  # the reader has enough; that is no failure
-        except OSError as error:
-            raise OutputError(f"standard output cannot be written ({error.strerror}); is the disk full?") from error
+    with output(None) as stream, writing_out():
+        stream.write(text)
+        stream.flush()
+
+
+@contextmanager
+def writing_out() -> Iterator[None]:
+    """Raise OutputError where standard output cannot be written; BrokenPipeError passes."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # the reader has enough; that is no failure
+    except OSError as error:
+        raise OutputError(f"standard output cannot be written ({error.strerror}); is the disk full?") from error
 
 
 @contextmanager

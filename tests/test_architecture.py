@@ -13,7 +13,7 @@ PACKAGE = Path(cmgcli.__file__).parent
 FLOORS = (
     {"cli"},
     {"options"},
-    {"config", "needs", "publish", "fitted", "unfitted"},
+    {"config", "needs", "usage", "publish", "fitted", "unfitted"},
     {"streams"},
     {"console"},
     {"audit"},
