@@ -232,9 +232,9 @@ def _named_alike(written: Iterable[Path | None], files: Iterable[str]) -> list[s
 def _lookup(captions: Path | None, images: Path | None) -> dict[Path, str] | None:
     if captions is None:
         return None
-    from cmgcli.dataset import caption_lookup, read_dataset
+    from cmgcli.dataset import read_lookup
 
-    return caption_lookup(read_dataset(images or captions.parent, captions, allow_missing=True, need_masks=False).records)
+    return read_lookup(captions, images or captions.parent)
 
 
 def _phrases(defects: Path | None) -> tuple[Phrase, ...] | None:

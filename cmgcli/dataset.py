@@ -5,13 +5,13 @@ import difflib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from cmgcli.errors import DatasetError, InputError, SettingsError
-from cmgcli.images import find_images
+from cmgcli.errors import DatasetError, ImageError, SettingsError
+from cmgcli.images import find_images, listed
 
 _NAMES = {"file_name": "image", "text": "caption"}  # required columns, and the other name each may have
 _OPTIONAL = ("split", "label", "defect", "mask")
@@ -47,9 +47,7 @@ class Dataset:
     missing: tuple[str, ...] = ()
 
 
-def read_dataset(
-    images: Path, captions: Path | None = None, *, caption: str | None = None, allow_missing: bool = False, need_masks: bool = True
-) -> Dataset:
+def read_dataset(images: Path, captions: Path | None = None, *, caption: str | None = None, allow_missing: bool = False) -> Dataset:
     """Read the records of the folder `images`.
 
     `captions` is a CSV, TSV (.tsv, .tab) or JSONL (.jsonl, .ndjson, .json) file in UTF-8 with `file_name` (or `image`)
@@ -59,8 +57,7 @@ def read_dataset(
     `ground_truth/<defect>/NAME_mask.png`), the folder's name in words; that layout also gives split, label, defect
     and mask.
 
-    `allow_missing` leaves out images without a caption and captions without an image instead of refusing them;
-    `need_masks` is that of `read_lines`.
+    `allow_missing` leaves out images without a caption and captions without an image instead of refusing them.
 
     Raises DatasetError, in one line with file, line number and remedy; SettingsError where `captions` and `caption`
     are both given.
@@ -70,17 +67,24 @@ def read_dataset(
     if caption is not None and not caption.strip():
         raise SettingsError("the caption for all images is empty: describe what they show")
     images = Path(images)
-    if not os.path.isdir(images):
-        state = "is not a folder" if os.path.exists(images) else "does not exist"
-        raise DatasetError(f"{str(images)!r} {state}: give the folder that holds the images")
+    _check_folder(images)
     if captions is None:
         dataset = _read_folder(images, caption, allow_missing)
     else:
-        dataset = _read_captions(images, Path(captions), allow_missing, need_masks)
-    if not dataset.records:
-        source = images if captions is None else captions
-        raise DatasetError(f"{str(source)!r}: no image with a caption found: at least one is needed")
+        dataset = _read_captions(images, Path(captions), allow_missing)
+    _check_any(dataset.records, images if captions is None else captions)
     return dataset
+
+
+def _check_folder(images: Path) -> None:
+    if not os.path.isdir(images):
+        state = "is not a folder" if os.path.exists(images) else "does not exist"
+        raise DatasetError(f"{str(images)!r} {state}: give the folder that holds the images")
+
+
+def _check_any(records: Sequence[Record], source: Path) -> None:
+    if not records:
+        raise DatasetError(f"{str(source)!r}: no image with a caption found: at least one is needed")
 
 
 def training_records(records: Iterable[Record]) -> tuple[Record, ...]:
@@ -96,6 +100,17 @@ def test_records(records: Iterable[Record]) -> tuple[Record, ...]:
 def caption_lookup(records: Iterable[Record]) -> dict[Path, str]:
     """The caption of each image by its resolved path."""
     return {record.path: record.text for record in records}
+
+
+def read_lookup(captions: Path, images: Path) -> dict[Path, str]:
+    """`caption_lookup` of a caption file alone: the folder is not looked through, and what the file says beside captions need not be there.
+
+    Raises DatasetError as `read_dataset` does.
+    """
+    _check_folder(images)
+    records = [line.record for line in _distinct_lines(captions, images, need_masks=False) if line.record.path.is_file()]
+    _check_any(records, captions)
+    return caption_lookup(records)
 
 
 def _of_split(records: Iterable[Record], split: str) -> tuple[Record, ...]:
@@ -116,15 +131,21 @@ def read_lines(captions: Path, images: Path, *, need_masks: bool = True) -> Iter
         yield Line(number, where, _record(row, roots, where, need_masks))
 
 
-def _read_captions(images: Path, captions: Path, allow_missing: bool, need_masks: bool) -> Dataset:
+def _distinct_lines(captions: Path, images: Path, *, need_masks: bool = True) -> Iterator[Line]:
+    """`read_lines`; an image in two of them is refused."""
+    first_line: dict[Path, int] = {}
+    for line in read_lines(captions, images, need_masks=need_masks):
+        path = line.record.path
+        if path in first_line:
+            raise DatasetError(f"{line.where}: {line.record.file_name!r} is also in line {first_line[path]}: keep one of the two")
+        first_line[path] = line.number
+        yield line
+
+
+def _read_captions(images: Path, captions: Path, allow_missing: bool) -> Dataset:
     records: list[Record] = []
     missing: list[str] = []
-    first_line: dict[Path, int] = {}
-    for line, where, record in read_lines(captions, images, need_masks=need_masks):
-        if record.path in first_line:
-            earlier = first_line[record.path]
-            raise DatasetError(f"{where}: {record.file_name!r} is also in line {earlier}: keep one of the two")
-        first_line[record.path] = line
+    for line, where, record in _distinct_lines(captions, images):
         if record.path.is_file():
             records.append(record)
         elif allow_missing:
@@ -155,10 +176,13 @@ def _uncaptioned(images: Path, records: list[Record]) -> list[str]:
 
 def _names_in(images: Path) -> list[str]:
     """Images below a folder, relative to it, in natural order, without those in a folder of masks."""
-    try:
-        names = [Path(path).relative_to(images) for path in find_images([str(images)])]
-    except InputError as error:
-        raise DatasetError(str(error)) from error
+    found = find_images([str(images)])
+    for folder in filter(os.path.isdir, found):
+        try:
+            listed(folder)
+        except ImageError as error:
+            raise DatasetError(f"{error}: change its permissions, or move it away") from error
+    names = [Path(path).relative_to(images) for path in found]
     return [name.as_posix() for name in names if _MASK_FOLDERS.isdisjoint(name.parts[:-1])]
 
 

@@ -114,6 +114,27 @@ def test_a_file_without_permission(model_file, tmp_path):
     assert run.code == 3 and "Permission denied" in run.rows[0]["error"]
 
 
+def test_a_folder_that_cannot_be_listed_has_a_row_and_ends_a_fit(model_file, tmp_path, monkeypatch):
+    (tmp_path / "line" / "closed").mkdir(parents=True)
+    captions = tmp_path / "line" / "captions.csv"
+    captions.write_text("file_name,text\n0.png,a part\n")
+    write_png(tmp_path / "line" / "0.png", noise())
+    entries = os.listdir
+
+    def guarded(folder):
+        if os.fspath(folder).endswith("closed"):
+            raise PermissionError(13, "Permission denied")
+        return entries(folder)
+
+    monkeypatch.setattr(images.os, "listdir", guarded)
+    run = Run("score", "--model", model_file, "--captions", captions, tmp_path / "line")
+    assert run.code == 3 and "could not be read; see the column error" in run.err
+    good, closed = run.rows
+    assert good["score"] and good["caption"] == "a part"
+    assert closed["file"].endswith("closed") and "the folder cannot be listed: Permission denied" in closed["error"]
+    Run("fit", "--images", tmp_path / "line", "--captions", captions, "--out", tmp_path / "m.cmg").refused("closed", "cannot be listed", "permissions")
+
+
 def test_an_unreadable_file_ends_a_fit_by_name(tmp_path):
     write_png(tmp_path / "0.png", noise())
     (tmp_path / "1.png").write_bytes(b"")
