@@ -33,6 +33,7 @@ from cmgcli.needs import check_needs
 from cmgcli.options import AllowMissing, BatchSize, DeviceOption
 from cmgcli.streams import inputs, make_directory, must_be_writable, output, training_state, write_out
 from cmgcli.usage import Command, Group
+from cmgcli.words import counted
 
 if TYPE_CHECKING:
     from cmgcli.naming import Phrase
@@ -144,7 +145,7 @@ def fit(
         if detector.settings.encoder == "builtin":
             say("fitted with the small built-in encoder; --encoder ViT-B-16/laion2b_s34b_b88k understands more captions and finer texture")
         say(detector.calibration.sentence)
-        say(f"wrote {out}: {detector.fit_images} images fitted, threshold {detector.calibration.threshold():.4g}")
+        say(f"wrote {out}: {counted(detector.fit_images, 'image')} fitted, threshold {detector.calibration.threshold():.4g}")
 
 
 def _defaults(engine: Any) -> dict[str, Any]:
@@ -281,7 +282,7 @@ def mask(
         for sentence in (f"wrote {out / 'summary.csv'}", *masked.sentences):
             say(sentence)
         if masked.unreadable:
-            fail(f"{masked.unreadable} images could not be read; see the column error")
+            fail(f"{counted(masked.unreadable, 'image')} could not be read; see the column error")
             raise typer.Exit(SOME_UNREADABLE)
 
 
@@ -307,7 +308,7 @@ def export(
 
         with timed("exporting"):
             export_onnx(fitted, out, size=shape)
-        say(f"wrote {out}: images of {shape[0]} x {shape[1]}, {len(fitted.detector.language.captions)} captions")
+        say(f"wrote {out}: images of {shape[0]} x {shape[1]}, {counted(len(fitted.detector.language.captions), 'caption')}")
 
 
 @app.command("eval", cls=Command)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from cmgcli.errors import DatasetError, ImageError, SettingsError
 from cmgcli.images import find_images, listed
+from cmgcli.words import counted
 
 _NAMES = {"file_name": "image", "text": "caption"}  # required columns, and the other name each may have
 _OPTIONAL = ("split", "label", "defect", "mask")
@@ -158,7 +159,7 @@ def _read_captions(images: Path, captions: Path, allow_missing: bool) -> Dataset
     uncaptioned = _uncaptioned(images, records)
     if uncaptioned and not allow_missing:
         raise DatasetError(
-            f"{str(captions)!r}: no line for {uncaptioned[0]!r} in {str(images)!r} ({len(uncaptioned)} such images): "
+            f"{str(captions)!r}: no line for {uncaptioned[0]!r} in {str(images)!r} ({counted(len(uncaptioned), 'such image')}): "
             "add a caption for each, or leave them out with --allow-missing"
         )
     missing += [f"{name!r} has no caption" for name in uncaptioned]
@@ -263,7 +264,7 @@ def _table_rows(text: str, delimiter: str, captions: Path) -> Iterator[tuple[int
                 _require_columns(header, where)
             elif len(cells) > len(header):
                 raise DatasetError(
-                    f"{where}: {len(cells)} cells for {len(header)} columns: "
+                    f"{where}: {counted(len(cells), 'cell')} for {counted(len(header), 'column')}: "
                     'put a text that contains the separator in double quotes ("...")'
                 )
             else:
@@ -334,7 +335,7 @@ def _read_folder(images: Path, caption: str | None, allow_missing: bool) -> Data
     without = [name for name in names if texts[name] is None]
     if without and not allow_missing:
         raise DatasetError(
-            f"{str(sidecars[without[0]])!r} does not exist ({len(without)} images have no caption): "
+            f"{str(sidecars[without[0]])!r} does not exist ({counted(len(without), 'image')} without caption): "
             "write a caption for each, or leave them out with --allow-missing"
         )
     records = (_folder_record(root, name, texts[name], mvtec) for name in names if texts[name] is not None)

@@ -39,6 +39,7 @@ from cmgcli.projection import check_projection
 from cmgcli.rows import MaskRow
 from cmgcli.tiles import check_tiling
 from cmgcli.view import View, best_other, choose_relevance, look
+from cmgcli.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def records_to_fit(records: Sequence[Record]) -> tuple[Record, ...]:
     for record in training:
         kept.setdefault((_content(record.path, alone=sizes[_size(record.path)] == 1), record.text), record)
     if len(kept) < len(training):
-        logger.warning("left out: %d files that are copies of other training images under the same caption", len(training) - len(kept))
+        logger.warning("left out: %s with the content of another training image under the same caption", counted(len(training) - len(kept), "file"))
     return tuple(kept.values())
 
 

@@ -36,7 +36,7 @@ FLOORS = (
     {"snapshot", "head", "images", "changes", "defects", "captions"},
     {"parts", "surfaces", "camera"},
     {"containers", "defect_kinds", "files", "lettering", "tiles", "prompts", "products"},
-    {"jpeg", "shapes", "materials"},
+    {"jpeg", "shapes", "materials", "words"},
     {"errors"},
 )
 

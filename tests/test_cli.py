@@ -199,7 +199,7 @@ def test_mask_shows_many_images_on_one_contact_sheet(small_line, tmp_path, monke
     whole = cv2.imread(str(out / "sheet.png"))
     monkeypatch.setattr(contact, "MOST_CELLS", 5)
     run = cmg_here(*masks, "--contact-sheet", tmp_path / "few.png")
-    assert f"wrote {tmp_path / 'few.png'}: 5 images drawn at random, 31 are left out" in run.err
+    assert f"wrote {tmp_path / 'few.png'}: 5 images drawn at random, 31 left out" in run.err
     assert len(cv2.imread(str(tmp_path / "few.png"))) < len(whole) / 2
     wrong(cmg_here(*masks, "--contact-sheet", tmp_path / "no" / "sheet.png"), "no does not exist", "--contact-sheet")
     (tmp_path / "broken").mkdir()
@@ -290,7 +290,7 @@ def test_an_interrupt_leaves_whole_rows_to_go_on_from(small_line, model_file, tm
     run.send_signal(signal.SIGINT)
     _, words = run.communicate(timeout=60)
     assert run.returncode == 130
-    assert words.decode().splitlines() == [f"cmg: {out} has 3 rows; --resume goes on after them", "cmg: interrupted"]
+    assert words.decode().splitlines() == [f"cmg: {out} has 3 rows; --resume goes on from there", "cmg: interrupted"]
     assert [row.file for row in read_scores(out)] == images[:3]
     assert cmg_here(*command, "--resume", *images).returncode == 0
     assert [row.file for row in read_scores(out)] == images

@@ -171,7 +171,7 @@ def test_one_caption_for_all(parts, tmp_path):
 def test_captions_beside_their_images(parts):
     write(parts / "a.txt", "a nut\n  of steel\n")
     write(parts / "license.txt", "not a caption")
-    with pytest.raises(DatasetError, match=r"b.txt' does not exist \(2 images have no caption\).*--allow-missing"):
+    with pytest.raises(DatasetError, match=r"b.txt' does not exist \(2 images without caption\).*--allow-missing"):
         read_dataset(parts)
     found = read_dataset(parts, allow_missing=True)
     assert found.records == (Record("a.png", (parts / "a.png").resolve(), "a nut of steel"),)

@@ -150,7 +150,7 @@ def test_how_much_is_said(small_line, model_file, tmp_path):
         quiet = cmg_here(*arguments, tmp_path / f"line{number}", "--train", 1, "--test", 2, "--size", 32)
         assert (quiet.returncode, quiet.out, quiet.err) == (0, "", "")
     failed = cmg_here("-q", "score", "--model", model_file, image, tmp_path / "none.png")
-    assert failed.err == "cmg: 1 inputs could not be read; see the column error\n"
+    assert failed.err == "cmg: 1 input could not be read; see the column error\n"
     wrong(cmg_here("-q", "score", "--model", tmp_path / "none.cmg", image), "no model")
 
 
