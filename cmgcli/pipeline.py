@@ -22,6 +22,7 @@ from torch import Tensor
 from cmgcli.adapt import Crop, Scene, draw_crops, train_head
 from cmgcli.calibrate import Split, calibrate, check_rate, choose_calibration, split
 from cmgcli.cmer import entropy
+from cmgcli.clip import from_anywhere
 from cmgcli.cmle import check_latent_dim, check_ridge
 from cmgcli.crossfit import cross_fit
 from cmgcli.dataset import Record, read_dataset, training_records
@@ -144,7 +145,7 @@ def fit(
     tower = load_encoder(encoder, device=device, precision=choose_precision(device, precision))
     check_tiling(tile, overlap, tower.image_size // tower.grid[0])
     settings = Settings(
-        encoder=encoder,
+        encoder=from_anywhere(encoder),
         encoder_sha256=tower.sha256,
         layers=tower.feature_layers,
         cmer=cmer,
