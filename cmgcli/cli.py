@@ -262,7 +262,7 @@ def mask(
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Show what CMER keeps: per image a keep mask, a relevance map and an overlay, and summary.csv.
+    """Show which part of each image matters for its caption (CMER): a keep mask, a relevance map and an overlay each, and summary.csv.
 
     Example: cmg mask --images line --captions line/metadata.csv --out masks
     """
@@ -334,7 +334,7 @@ def evaluate(
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Evaluate a model, or a scores file, on labelled images; gates for continuous integration.
+    """Measure a model, or a scores file, on labelled images; with gates, the exit code says whether it is good enough.
 
     Example: cmg eval --model model.cmg --images line --labels line/metadata.csv --report report.html --min-auroc 0.8
     """
