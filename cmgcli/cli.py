@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -79,7 +80,7 @@ def demo(
         with timed("drawing the line"):
             metadata = write_line(directory, **given(train=train, test=test, size=size, seed=seed))
         say(f"wrote {metadata}")
-        say(f"next: cmg fit --images {directory} --captions {metadata}")
+        say(f"next: {shlex.join(['cmg', 'fit', '--images', str(directory), '--captions', str(metadata)])}")
 
 
 @app.command(cls=Command)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -50,6 +51,12 @@ def test_demo_fit_score_eval(tmp_path):
     failed = cmg(*gate, "--max-miss", 0)
     assert failed.returncode == 1
     assert "gate failed: miss rate" in failed.err
+
+
+def test_what_demo_says_next_is_what_a_shell_takes(tmp_path):
+    run = cmg_here("demo", tmp_path / "my line", "--train", 1, "--test", 2, "--size", 32)
+    line = str(tmp_path / "my line")
+    assert shlex.split(run.err.splitlines()[-1]) == ["cmg:", "next:", "cmg", "fit", "--images", line, "--captions", f"{line}/metadata.csv"]
 
 
 def test_demo_refuses_to_overwrite(small_line):
