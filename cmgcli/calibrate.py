@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cmgcli.errors import SettingsError
+from cmgcli.words import counted
 
 METHODS = ("split", "cross")
 FOLDS = 5
@@ -67,15 +68,15 @@ class Calibration:
         if self.promised_rate > self.false_alarm:
             needed = math.ceil(1 / self.false_alarm) - 1
             return (
-                f"{n} calibration images cannot promise a false-alarm rate of {self.false_alarm:g} (that takes {needed}); "
-                f"the threshold promises {'about ' if self.method == 'cross' else ''}{self.promised_rate:.3g}, the smallest rate that {n} images can"
+                f"{counted(n, 'calibration image')} cannot promise a false-alarm rate of {self.false_alarm:g} (that takes {needed}); "
+                f"the threshold promises {'about ' if self.method == 'cross' else ''}{self.promised_rate:.3g}, the smallest rate that {counted(n, 'image')} can"
             )
         if self.method == "cross":
             return (
-                f"about {self.false_alarm:g} of good images will be called anomalous (cross-fitted on {n} images: near that rate in practice, "
+                f"about {self.false_alarm:g} of good images will be called anomalous (cross-fitted on {counted(n, 'image')}: near that rate in practice, "
                 "without a strict bound; --calibration split gives one)"
             )
-        return f"at most {self.false_alarm:g} of good images will be called anomalous (split conformal, {n} calibration images)"
+        return f"at most {self.false_alarm:g} of good images will be called anomalous (split conformal, {counted(n, 'calibration image')})"
 
 
 def smallest_rate(count: int) -> float:

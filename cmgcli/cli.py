@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from cmgcli import needs
 from cmgcli import options as o
 from cmgcli.config import as_yaml
 from cmgcli.console import (
@@ -18,10 +20,6 @@ from cmgcli.console import (
     detail,
     fail,
     given,
-    inputs,
-    make_directory,
-    must_be_writable,
-    output,
     parse_keep,
     parse_size,
     progress_bar,
@@ -30,16 +28,19 @@ from cmgcli.console import (
     start_messages,
     telling_if_interrupted,
     timed,
-    training_state,
-    write_out,
 )
 from cmgcli.errors import SettingsError
+from cmgcli.needs import check_needs
 from cmgcli.options import AllowMissing, BatchSize, DeviceOption
+from cmgcli.streams import inputs, make_directory, must_be_writable, output, training_state, write_out
+from cmgcli.usage import Command, Group
+from cmgcli.words import counted
 
 if TYPE_CHECKING:
     from cmgcli.naming import Phrase
 
 app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -59,7 +60,7 @@ def main(
     start_messages(quiet=quiet, verbose=verbose)
 
 
-@app.command()
+@app.command(cls=Command)
 def demo(
     directory: o.DemoDirectory,
     train: o.TrainImages = None,
@@ -79,11 +80,12 @@ def demo(
         with timed("drawing the line"):
             metadata = write_line(directory, **given(train=train, test=test, size=size, seed=seed))
         say(f"wrote {metadata}")
-        say(f"next: cmg fit --images {directory} --captions {metadata}")
+        say(f"next: {shlex.join(['cmg', 'fit', '--images', str(directory), '--captions', str(metadata)])}")
 
 
-@app.command()
+@app.command(cls=Command)
 def fit(
+    context: typer.Context,
     images: o.FitImages = None,
     captions: o.Captions = None,
     caption: o.Caption = None,
@@ -121,6 +123,7 @@ def fit(
     Example: cmg fit --images line --captions line/metadata.csv --out model.cmg
     """
     with reported():
+        check_needs(context, needs.FIT)
         options = given(
             captions=captions, caption=caption, encoder=encoder, false_alarm=false_alarm, calibration=calibration, cmer=cmer, cmle=cmle, adapt=adapt,
             adapt_steps=adapt_steps, relevance=relevance, keep=parse_keep(keep), latent_dim=latent_dim, projection=projection, epochs=epochs, neighbours=neighbours, ridge=ridge,
@@ -143,7 +146,7 @@ def fit(
         if detector.settings.encoder == "builtin":
             say("fitted with the small built-in encoder; --encoder ViT-B-16/laion2b_s34b_b88k understands more captions and finer texture")
         say(detector.calibration.sentence)
-        say(f"wrote {out}: {detector.fit_images} images fitted, threshold {detector.calibration.threshold():.4g}")
+        say(f"wrote {out}: {counted(detector.fit_images, 'image')} fitted, threshold {detector.calibration.threshold():.4g}")
 
 
 def _defaults(engine: Any) -> dict[str, Any]:
@@ -152,8 +155,9 @@ def _defaults(engine: Any) -> dict[str, Any]:
     return {name: value for name, value in unset.items() if name not in ("snapshot", "progress")}
 
 
-@app.command()
+@app.command(cls=Command)
 def score(
+    context: typer.Context,
     paths: o.Paths,
     model: o.ModelFile = None,
     zero_shot: o.ZeroShotOption = False,
@@ -195,19 +199,10 @@ def score(
         served = gates | {"--junit": junit, "--summary": summary, "--explain": explain, "--explain-all": explain_all, "--defects": defects}
         served |= {"--engine ray": engine is o.Engine.ray, "--address": address}
         check_options(zero_shot, model, fitted=served, unfitted={"--caption": caption, "--encoder": encoder})
+        check_needs(context, needs.SCORE)
         limits = limits_of(fail_on_anomaly=fail_on_anomaly, max_anomalies=max_anomalies)
-        if resume and out is None:
-            raise SettingsError("--resume goes on in a file; give it with --out")
-        if explain_all and explain is None:
-            raise SettingsError("--explain-all says which images --explain takes; give --explain DIR too")
-        if images is not None and captions is None:
-            raise SettingsError("--images says where the paths of a caption file begin; give it with --captions, and what to score without an option")
-        if null and paths != ["-"]:
-            raise SettingsError("-0 says how paths end on standard input; give - as the only path")
         if engine is o.Engine.ray and (maps or explain):
             raise SettingsError(f"--engine ray writes rows, no pictures; leave out {'--maps' if maps else '--explain'}, or score with --engine local")
-        if engine is o.Engine.local and address is not None:
-            raise SettingsError("--address is where the cluster of --engine ray is; give both or neither")
         files = inputs(paths, nul=null)
         written = {"--out": out, "--junit": junit, "--summary": summary}
         must_be_writable(written, read=(model, captions, defects, *_named_alike(written.values(), files)))
@@ -239,9 +234,9 @@ def _named_alike(written: Iterable[Path | None], files: Iterable[str]) -> list[s
 def _lookup(captions: Path | None, images: Path | None) -> dict[Path, str] | None:
     if captions is None:
         return None
-    from cmgcli.dataset import caption_lookup, read_dataset
+    from cmgcli.dataset import read_lookup
 
-    return caption_lookup(read_dataset(images or captions.parent, captions, allow_missing=True, need_masks=False).records)
+    return read_lookup(captions, images or captions.parent)
 
 
 def _phrases(defects: Path | None) -> tuple[Phrase, ...] | None:
@@ -252,7 +247,7 @@ def _phrases(defects: Path | None) -> tuple[Phrase, ...] | None:
     return read_phrases(defects)
 
 
-@app.command()
+@app.command(cls=Command)
 def mask(
     images: o.Images,
     out: o.MaskOut,
@@ -268,7 +263,7 @@ def mask(
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Show what CMER keeps: per image a keep mask, a relevance map and an overlay, and summary.csv.
+    """Show which part of each image matters for its caption (CMER): a keep mask, a relevance map and an overlay each, and summary.csv.
 
     Example: cmg mask --images line --captions line/metadata.csv --out masks
     """
@@ -288,11 +283,11 @@ def mask(
         for sentence in (f"wrote {out / 'summary.csv'}", *masked.sentences):
             say(sentence)
         if masked.unreadable:
-            fail(f"{masked.unreadable} images could not be read; see the column error")
+            fail(f"{counted(masked.unreadable, 'image')} could not be read; see the column error")
             raise typer.Exit(SOME_UNREADABLE)
 
 
-@app.command()
+@app.command(cls=Command)
 def export(
     model: o.ModelFile,
     size: o.ImageSize,
@@ -314,11 +309,12 @@ def export(
 
         with timed("exporting"):
             export_onnx(fitted, out, size=shape)
-        say(f"wrote {out}: images of {shape[0]} x {shape[1]}, {len(fitted.detector.language.captions)} captions")
+        say(f"wrote {out}: images of {shape[0]} x {shape[1]}, {counted(len(fitted.detector.language.captions), 'caption')}")
 
 
-@app.command("eval")
+@app.command("eval", cls=Command)
 def evaluate(
+    context: typer.Context,
     model: o.EvaluatedModel = None,
     scores: o.EvaluatedScores = None,
     images: o.EvaluatedImages = None,
@@ -339,7 +335,7 @@ def evaluate(
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Evaluate a model, or a scores file, on labelled images; gates for continuous integration.
+    """Measure a model, or a scores file, on labelled images; with gates, the exit code says whether it is good enough.
 
     Example: cmg eval --model model.cmg --images line --labels line/metadata.csv --report report.html --min-auroc 0.8
     """
@@ -349,19 +345,10 @@ def evaluate(
 
         if (model is None) == (scores is None):
             raise SettingsError("give one of --model FILE, to score the images now, and --scores FILE, which cmg score wrote")
-        if stress_images is not None and not stress:
-            raise SettingsError("--stress-images says how many images --stress takes; give --stress too")
-        if adapt_steps is not None and not ablate:
-            raise SettingsError("--adapt-steps is for the models that --ablate fits; give it with --ablate")
+        check_needs(context, needs.EVAL)
         must_be_writable({"--json": json_file, "--report": report_file}, read=(model, scores, labels, defects, images))
         options = given(allow_missing=allow_missing or None, exhibits=None if report_file is None else page.EXHIBITS)
         if model is None:
-            if ablate:
-                raise SettingsError("--ablate fits models of its own; give --model instead of --scores")
-            if defects is not None:
-                raise SettingsError("--defects looks at the images; give --model instead of --scores")
-            if stress:
-                raise SettingsError("--stress scores changed images; give --model instead of --scores")
             content = audit.audit_scores(scores, images, labels, options, command=sys.argv[1:])
         else:
             if images is None:

@@ -39,6 +39,16 @@ class Clip:
     std: Sequence[float]
 
 
+def from_anywhere(name: str) -> str:
+    """The name of an encoder with its path made absolute, where it has one, so that it loads from every working directory."""
+    if name.startswith("local-dir:"):
+        return f"local-dir:{Path(name.removeprefix('local-dir:')).absolute()}"
+    if "@" in name and not name.startswith("hf-hub:"):
+        architecture, file = name.split("@", 1)
+        return f"{architecture}@{Path(file).absolute()}"  # links are kept: open_clip judges a file by its ending
+    return name
+
+
 def load_clip(name: str) -> Clip:
     """The model that a name stands for, on the CPU; see `encoder.load_encoder`.
 

@@ -91,6 +91,13 @@ def check_ridge(ridge: float) -> float:
     return ridge
 
 
+def check_latent_dim(latent_dim: int | None, dim: int) -> int | None:
+    """The directions of a guided space of embeddings (D,) asked for, None for all; SettingsError where they are not in 1..D."""
+    if latent_dim is not None and not 1 <= latent_dim <= dim:
+        raise SettingsError(f"latent dim: expected 1 to {dim}, the embedding size of the encoder, got {latent_dim}")
+    return latent_dim
+
+
 def caption_weights(target: Tensor, text: Tensor, *, neighbours: int = 4, ridge: float = 0.05) -> Reconstruction:
     """Out-of-sample row: a caption (D,) written by the stored ones (U, D) nearest to it, itself among them if stored."""
     nearest = (text @ target).topk(min(neighbours + 1, len(text))).indices
@@ -181,9 +188,7 @@ def guided_space(moments: ResidualMoments, *, latent_dim: int | None = None) -> 
     count = int(moments.seen.sum())
     residual = shrink(moments.residual_second_moment() / max(count, 1), count)
     total = shrink(moments.covariance(), count)
-    dim = len(residual)
-    if latent_dim is not None and not 1 <= latent_dim <= dim:
-        raise SettingsError(f"latent dim: expected 1 to {dim}, got {latent_dim}")
+    check_latent_dim(latent_dim, len(residual))
     whiten = whitening(total)
     values, vectors = torch.linalg.eigh(whiten @ residual @ whiten.T)  # ascending
     return GuidedSpace((vectors.T @ whiten)[:latent_dim].contiguous(), values[:latent_dim].clamp(min=1e-12))

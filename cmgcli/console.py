@@ -1,4 +1,4 @@
-"""What all commands share: exit codes, messages, progress, options from a file, streams. Imports nothing heavy.
+"""How a command ends, and what it says meanwhile: exit codes, messages, progress, values of options. Imports nothing heavy.
 
 Exit codes: 0 done; 1 a gate failed; 2 usage or a CmgError; 3 done, but some inputs could not be read; 130 interrupted.
 """
@@ -8,19 +8,16 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 import typer
 
-from cmgcli.errors import CmgError, InputError, OutputError, SettingsError
+from cmgcli.errors import CmgError, SettingsError
 
-PACKAGES = ("cmgcli", "torch", "open_clip_torch", "numpy", "opencv-python")
 GATE_FAILED, USAGE, SOME_UNREADABLE, INTERRUPTED = 1, 2, 3, 130
-
 
 Advance = Callable[[str, int, int], None]
 
@@ -98,18 +95,6 @@ def tell_more(verbose: bool) -> bool:
     return verbose
 
 
-def print_versions(asked: bool) -> None:
-    """What --version does: print the versions that a result depends on, without importing what they are of."""
-    if asked:
-        import platform
-        from importlib.metadata import version
-
-        versions = [*((package, version(package)) for package in PACKAGES), ("python", platform.python_version())]
-        with reported():
-            write_out(" ".join(f"{package} {number}" for package, number in versions) + "\n")
-        raise typer.Exit
-
-
 def fail(line: str) -> None:
     """One line on stderr, also with --quiet: why the exit code is not 0."""
     print(f"cmg: {line}", file=sys.stderr)
@@ -179,7 +164,7 @@ def _timing(advance: Advance | None) -> Advance:
     return timing
 
 
-# ---- options and streams
+# ---- options
 
 
 def given(**options: Any) -> dict[str, Any]:
@@ -204,169 +189,3 @@ def parse_size(size: str) -> tuple[int, int]:
     if not (height.isascii() and height.isdigit() and width.isascii() and width.isdigit() and int(height) and int(width)):
         raise SettingsError(f"--size: expected height and width such as 480x640, got {size!r}")
     return int(height), int(width)
-
-
-@contextmanager
-def output(path: Path | None, *, append: bool = False) -> Iterator[Any]:
-    """The text stream to write to: a new file, the end of an old one, or stdout."""
-    if path is None:
-        if sys.stdout is None:
-            raise OutputError("standard output is closed; leave it open, or give a file with --out")
-        sys.stdout.reconfigure(errors="surrogateescape", newline="\n")
-        yield sys.stdout
-        sys.stdout.flush()
-        return
-    try:
-        stream = path.open("a" if append else "w", encoding="utf-8", errors="surrogateescape", newline="")
-    except OSError as error:
-        raise OutputError(f"cannot write {path} ({error.strerror}); choose another --out") from error
-    try:
-        yield stream
-    except BaseException:
-        with suppress(OSError):  # what could not be written has been said
-            stream.close()
-        raise
-    try:
-        stream.close()
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written to its end ({error.strerror}); choose another --out") from error
-
-
-def write_out(text: str) -> None:
-    """Text to standard output. Raises OutputError where that cannot be; BrokenPipeError passes."""
-    with output(None) as stream:
-        try:
-            stream.write(text)
-            stream.flush()
-        except BrokenPipeError:
-            raise  # the reader has enough; that is no failure
-        except OSError as error:
-            raise OutputError(f"standard output cannot be written ({error.strerror}); is the disk full?") from error
-
-
-@contextmanager
-def training_state(out: Path, resume: bool) -> Iterator[Path]:
-    """The file beside the model, with others whose names begin alike, that keeps the state of the trainings until the model is written."""
-    state = out.with_name(f"{out.name}.training")
-
-    def states() -> list[Path]:
-        return [path for path in state.parent.iterdir() if path.name == state.name or path.name.startswith(f"{state.name}.")]
-
-    def clear() -> None:
-        for path in states():
-            path.unlink(missing_ok=True)
-
-    if resume and not states():
-        say(f"nothing to resume: there is no {state}")
-    elif not resume:
-        clear()
-    try:
-        yield state
-    except KeyboardInterrupt:
-        if states():
-            say(f"{state} has the training so far; --resume goes on from there")
-        raise
-    clear()
-
-
-def make_directory(path: Path, option: str, *, read: Iterable[Path | str] = ()) -> Path:
-    """The directory, made with those above it where it is missing.
-
-    Raises OutputError where that cannot be, or where it lies in a directory that is `read`: its pictures would be taken for images.
-    """
-    for source in read:
-        if os.path.isdir(source) and path.resolve().is_relative_to(Path(source).resolve()):
-            raise OutputError(f"cannot write to {path}: it lies in {source}, and the next run would take its pictures for images; choose another {option}")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the directory {path} ({error.strerror}); choose another {option}") from error
-    if not os.access(path, os.W_OK):
-        raise OutputError(f"cannot write into {path}: you have no permission to; change it or choose another {option}")
-    return path
-
-
-def must_be_writable(files: Mapping[str, Path | None], *, read: Iterable[Path | str | None] = ()) -> None:
-    """Raise OutputError, before any work, where a file cannot be written, is another option's too, or is one that the run reads.
-
-    Args:
-        files: what is to be written, by the option that names it; None: not given.
-        read: files, and directories in which images and their captions are looked for.
-    """
-    sources = [Path(source) for source in read if source is not None]
-    taken: dict[Path, str] = {}
-    for option, path in files.items():
-        if path is None:
-            continue
-        _check_place(path, option)
-        for source in sources:
-            _check_apart(path, option, source)
-        first = taken.setdefault(path.resolve(), option)
-        if first != option and (path.is_file() or not path.exists()):  # a device takes both
-            raise OutputError(f"cannot write {path}: {first} writes it too; choose another {option}")
-
-
-def _check_place(path: Path, option: str) -> None:
-    if not path.resolve().parent.is_dir():
-        raise OutputError(f"cannot write {path}: the directory {path.parent} does not exist; make it or choose another {option}")
-    if path.is_dir():
-        raise OutputError(f"cannot write {path}: it is a directory; name a file, as {option} {path / 'FILE'}")
-    if not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
-        raise OutputError(f"cannot write {path}: you have no permission to; change it or choose another {option}")
-
-
-def _check_apart(path: Path, option: str, source: Path) -> None:
-    """A file that is read, or an image or a caption in a directory that is: neither an old one, nor one that the next run would find."""
-    found = False
-    if os.path.isdir(source) and path.resolve().is_relative_to(source.resolve()):
-        from cmgcli.images import SUFFIXES
-
-        found = path.suffix.lower() in {*SUFFIXES, ".txt"}
-    if path.is_file() and (found or (os.path.isfile(source) and os.path.samefile(path, source))):
-        raise OutputError(f"cannot write {path}: this command reads it, and it would be lost; choose another {option}")
-    if found:
-        raise OutputError(f"cannot write {path}: it lies in {source}, and the next run would read it; choose another {option}")
-
-
-def inputs(paths: Sequence[str], *, nul: bool = False) -> Iterable[str]:
-    """The image files that the arguments stand for; `-` alone stands for standard input (see `stdin_paths`)."""
-    if list(paths) == ["-"]:
-        return stdin_paths(nul)
-    if "-" in paths:
-        raise SettingsError("- reads all paths from standard input; give it alone")
-    from cmgcli.images import SUFFIXES, find_images
-
-    files = find_images(paths)
-    if not files:
-        say(f"no image in {' '.join(paths)}: looked for {', '.join(sorted(SUFFIXES))}")
-    return files
-
-
-def stdin_paths(nul: bool) -> Iterator[str]:
-    """Paths from standard input as they come, one a line or NUL-separated; bytes that are not UTF-8 are kept."""
-    none = True
-    for path in filter(None, map(os.fsdecode, _stdin_records(nul))):
-        none = False
-        yield path
-    if none:
-        say(f"no path came from standard input; expected one a line{', or NUL-separated' if nul else ''}")
-
-
-def _stdin_records(nul: bool) -> Iterator[bytes]:
-    end, rest = b"\0" if nul else b"\n", b""
-    while chunk := _read_stdin():
-        *records, rest = (rest + chunk).split(end)
-        yield from records if nul else map(_without_return, records)
-    yield rest if nul else _without_return(rest)
-
-
-def _read_stdin() -> bytes:
-    """What there is, without sys.stdin: a thread that waits holds its lock, and Python aborts where it ends like that."""
-    try:
-        return os.read(0, 65536)
-    except OSError as error:
-        raise InputError(f"standard input cannot be read ({error.strerror}); give the paths as arguments") from error
-
-
-def _without_return(line: bytes) -> bytes:
-    return line.rstrip(b"\r")

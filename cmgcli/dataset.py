@@ -1,20 +1,16 @@
 """Read which image has which caption: a caption file, `NAME.txt` beside `NAME.png`, or the MVTec AD folder layout."""
 
-import csv
-import difflib
-import io
-import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from cmgcli.errors import DatasetError, InputError, SettingsError
-from cmgcli.images import find_images
+from cmgcli.errors import DatasetError, ImageError, SettingsError
+from cmgcli.images import find_images, listed
+from cmgcli.sheet import sheet_rows
+from cmgcli.words import counted
 
-_NAMES = {"file_name": "image", "text": "caption"}  # required columns, and the other name each may have
-_OPTIONAL = ("split", "label", "defect", "mask")
 _MASK_FOLDERS = frozenset({"masks", "ground_truth"})
 
 
@@ -47,9 +43,7 @@ class Dataset:
     missing: tuple[str, ...] = ()
 
 
-def read_dataset(
-    images: Path, captions: Path | None = None, *, caption: str | None = None, allow_missing: bool = False, need_masks: bool = True
-) -> Dataset:
+def read_dataset(images: Path, captions: Path | None = None, *, caption: str | None = None, allow_missing: bool = False) -> Dataset:
     """Read the records of the folder `images`.
 
     `captions` is a CSV, TSV (.tsv, .tab) or JSONL (.jsonl, .ndjson, .json) file in UTF-8 with `file_name` (or `image`)
@@ -59,8 +53,7 @@ def read_dataset(
     `ground_truth/<defect>/NAME_mask.png`), the folder's name in words; that layout also gives split, label, defect
     and mask.
 
-    `allow_missing` leaves out images without a caption and captions without an image instead of refusing them;
-    `need_masks` is that of `read_lines`.
+    `allow_missing` leaves out images without a caption and captions without an image instead of refusing them.
 
     Raises DatasetError, in one line with file, line number and remedy; SettingsError where `captions` and `caption`
     are both given.
@@ -70,17 +63,24 @@ def read_dataset(
     if caption is not None and not caption.strip():
         raise SettingsError("the caption for all images is empty: describe what they show")
     images = Path(images)
-    if not os.path.isdir(images):
-        state = "is not a folder" if os.path.exists(images) else "does not exist"
-        raise DatasetError(f"{str(images)!r} {state}: give the folder that holds the images")
+    _check_folder(images)
     if captions is None:
         dataset = _read_folder(images, caption, allow_missing)
     else:
-        dataset = _read_captions(images, Path(captions), allow_missing, need_masks)
-    if not dataset.records:
-        source = images if captions is None else captions
-        raise DatasetError(f"{str(source)!r}: no image with a caption found: at least one is needed")
+        dataset = _read_captions(images, Path(captions), allow_missing)
+    _check_any(dataset.records, images if captions is None else captions)
     return dataset
+
+
+def _check_folder(images: Path) -> None:
+    if not os.path.isdir(images):
+        state = "is not a folder" if os.path.exists(images) else "does not exist"
+        raise DatasetError(f"{str(images)!r} {state}: give the folder that holds the images")
+
+
+def _check_any(records: Sequence[Record], source: Path) -> None:
+    if not records:
+        raise DatasetError(f"{str(source)!r}: no image with a caption found: at least one is needed")
 
 
 def training_records(records: Iterable[Record]) -> tuple[Record, ...]:
@@ -98,6 +98,17 @@ def caption_lookup(records: Iterable[Record]) -> dict[Path, str]:
     return {record.path: record.text for record in records}
 
 
+def read_lookup(captions: Path, images: Path) -> dict[Path, str]:
+    """`caption_lookup` of a caption file alone: the folder is not looked through, and what the file says beside captions need not be there.
+
+    Raises DatasetError as `read_dataset` does.
+    """
+    _check_folder(images)
+    records = [line.record for line in _distinct_lines(captions, images, need_masks=False) if line.record.path.is_file()]
+    _check_any(records, captions)
+    return caption_lookup(records)
+
+
 def _of_split(records: Iterable[Record], split: str) -> tuple[Record, ...]:
     records = tuple(records)
     if any(record.split for record in records):
@@ -111,20 +122,26 @@ def read_lines(captions: Path, images: Path, *, need_masks: bool = True) -> Iter
     `need_masks` refuses a mask that is not there; else such a record has none.
     """
     roots = images.resolve(), captions.resolve().parent
-    for number, row in _rows(captions):
+    for number, row in sheet_rows(captions):
         where = f"{str(captions)!r}, line {number}"
         yield Line(number, where, _record(row, roots, where, need_masks))
 
 
-def _read_captions(images: Path, captions: Path, allow_missing: bool, need_masks: bool) -> Dataset:
+def _distinct_lines(captions: Path, images: Path, *, need_masks: bool = True) -> Iterator[Line]:
+    """`read_lines`; an image in two of them is refused."""
+    first_line: dict[Path, int] = {}
+    for line in read_lines(captions, images, need_masks=need_masks):
+        path = line.record.path
+        if path in first_line:
+            raise DatasetError(f"{line.where}: {line.record.file_name!r} is also in line {first_line[path]}: keep one of the two")
+        first_line[path] = line.number
+        yield line
+
+
+def _read_captions(images: Path, captions: Path, allow_missing: bool) -> Dataset:
     records: list[Record] = []
     missing: list[str] = []
-    first_line: dict[Path, int] = {}
-    for line, where, record in read_lines(captions, images, need_masks=need_masks):
-        if record.path in first_line:
-            earlier = first_line[record.path]
-            raise DatasetError(f"{where}: {record.file_name!r} is also in line {earlier}: keep one of the two")
-        first_line[record.path] = line
+    for line, where, record in _distinct_lines(captions, images):
         if record.path.is_file():
             records.append(record)
         elif allow_missing:
@@ -137,7 +154,7 @@ def _read_captions(images: Path, captions: Path, allow_missing: bool, need_masks
     uncaptioned = _uncaptioned(images, records)
     if uncaptioned and not allow_missing:
         raise DatasetError(
-            f"{str(captions)!r}: no line for {uncaptioned[0]!r} in {str(images)!r} ({len(uncaptioned)} such images): "
+            f"{str(captions)!r}: no line for {uncaptioned[0]!r} in {str(images)!r} ({counted(len(uncaptioned), 'such image')}): "
             "add a caption for each, or leave them out with --allow-missing"
         )
     missing += [f"{name!r} has no caption" for name in uncaptioned]
@@ -155,10 +172,13 @@ def _uncaptioned(images: Path, records: list[Record]) -> list[str]:
 
 def _names_in(images: Path) -> list[str]:
     """Images below a folder, relative to it, in natural order, without those in a folder of masks."""
-    try:
-        names = [Path(path).relative_to(images) for path in find_images([str(images)])]
-    except InputError as error:
-        raise DatasetError(str(error)) from error
+    found = find_images([str(images)])
+    for folder in filter(os.path.isdir, found):
+        try:
+            listed(folder)
+        except ImageError as error:
+            raise DatasetError(f"{error}: change its permissions, or move it away") from error
+    names = [Path(path).relative_to(images) for path in found]
     return [name.as_posix() for name in names if _MASK_FOLDERS.isdisjoint(name.parts[:-1])]
 
 
@@ -206,92 +226,6 @@ def _resolve(name: str, roots: tuple[Path, Path], where: str) -> Path:
     return (existing or inside)[0]
 
 
-def _rows(captions: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and values (all known columns, '' where there is none) of each row of a caption file."""
-    try:
-        data = captions.read_bytes()
-    except OSError as error:
-        raise DatasetError(f"{str(captions)!r} cannot be read: {error.strerror}: give a CSV, TSV or JSONL file") from error
-    if data.startswith(b"PK\x03\x04"):
-        raise DatasetError(f"{str(captions)!r}, line 1: this is a spreadsheet or an archive: save its table as CSV in UTF-8")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DatasetError(f"{str(captions)!r}, line {line}: the text is not UTF-8: save the file as UTF-8") from error
-    suffix = captions.suffix.lower()
-    if suffix in (".jsonl", ".ndjson", ".json"):
-        return _json_rows(text, captions)
-    return _table_rows(text, "\t" if suffix in (".tsv", ".tab") else ",", captions)
-
-
-def _table_rows(text: str, delimiter: str, captions: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    header: list[str] = []
-    line = 1  # where the next row begins; one in quotes may span several lines
-    try:
-        for cells in reader:
-            where = f"{str(captions)!r}, line {line}"
-            if not any(cells):
-                pass
-            elif not header:
-                header = [cell.strip() for cell in cells]
-                _require_columns(header, where)
-            elif len(cells) > len(header):
-                raise DatasetError(
-                    f"{where}: {len(cells)} cells for {len(header)} columns: "
-                    'put a text that contains the separator in double quotes ("...")'
-                )
-            else:
-                yield line, _known(dict(zip(header, cells)))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        where = f"{str(captions)!r}, line {line}"
-        raise DatasetError(f"{where}: {error}: close the quotes, and double those inside") from error
-
-
-def _json_rows(text: str, captions: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    for line, content in enumerate(text.split("\n"), start=1):
-        if not content.strip():
-            continue
-        where = f"{str(captions)!r}, line {line}"
-        example = '{"file_name": "a.png", "text": "a metal nut"}'
-        try:
-            values = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise DatasetError(f"{where}: not valid JSON: write one object a line, as {example}") from error
-        if not isinstance(values, dict):
-            raise DatasetError(f"{where}: expected an object on each line, as {example}, got {type(values).__name__}")
-        _require_columns(list(values), where)
-        row = _known(values)
-        for name, value in row.items():
-            if isinstance(value, bool) or not isinstance(value, str | int):
-                raise DatasetError(f"{where}: {name} is {value!r}: expected a text or an integer")
-        yield line, {name: str(value) for name, value in row.items()}
-
-
-def _known(values: dict) -> dict:
-    """The columns that count, by their first name; '' where there is no value."""
-    row = {name: values.get(name, values.get(alias)) for name, alias in _NAMES.items()}
-    row |= {name: values.get(name) for name in _OPTIONAL}
-    return {name: "" if value is None else value for name, value in row.items()}
-
-
-def _require_columns(found: list[str], where: str) -> None:
-    for name, alias in _NAMES.items():
-        if name in found or alias in found:
-            continue
-        taken = {*_NAMES, *_NAMES.values(), *_OPTIONAL}
-        free = {column.lower(): column for column in found if column not in taken}
-        near = difflib.get_close_matches(name, free, 1) or difflib.get_close_matches(alias, free, 1)
-        remedy = f"rename {free[near[0]]!r} to {name!r}" if near else f"add a column {name!r}"
-        if any(";" in column for column in found):
-            remedy = "separate the columns by commas, not by semicolons"
-        elif any("\t" in column for column in found):
-            remedy = "separate the columns by commas, or name the file .tsv"
-        raise DatasetError(f"{where}: no column {name!r} (or {alias!r}) among {', '.join(map(repr, found))}: {remedy}")
-
-
 def _read_folder(images: Path, caption: str | None, allow_missing: bool) -> Dataset:
     root = images.resolve()
     mvtec = (images / "train" / "good").is_dir()
@@ -310,7 +244,7 @@ def _read_folder(images: Path, caption: str | None, allow_missing: bool) -> Data
     without = [name for name in names if texts[name] is None]
     if without and not allow_missing:
         raise DatasetError(
-            f"{str(sidecars[without[0]])!r} does not exist ({len(without)} images have no caption): "
+            f"{str(sidecars[without[0]])!r} does not exist ({counted(len(without), 'image')} without caption): "
             "write a caption for each, or leave them out with --allow-missing"
         )
     records = (_folder_record(root, name, texts[name], mvtec) for name in names if texts[name] is not None)

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from cmgcli.errors import SettingsError
+from cmgcli.words import counted
 
 FALSE_ALARM = 0.01  # of a whole run
 _BETS = np.array([-1.0, 0.0, 1.0])  # on low ranks, on none, on high ranks
@@ -67,9 +68,9 @@ class DriftWatch:
     def sentence(self) -> str:
         """What was found, in plain words."""
         if self.alarm is None and self.scores < _FEWEST:
-            return f"too few to say whether the line has drifted: {self.scores} scores, it takes {_FEWEST}"
+            return f"too few to say whether the line has drifted: {counted(self.scores, 'score')}, it takes {_FEWEST}"
         if self.alarm is None:
-            return f"no drift seen in {self.scores} scores"
+            return f"no drift seen in {counted(self.scores, 'score')}"
         return (
             f"the line has drifted: seen at score {self.alarm} of this run; camera, light or product are not those of the fit "
             f"(such an alarm is false in at most {self._false_alarm:.0%} of runs)"

@@ -12,6 +12,7 @@ from cmgcli.errors import DatasetError
 from cmgcli.exhibits import Worst
 from cmgcli.report import Case, Confusion, Evaluation, Group, Rate
 from cmgcli.rows import COLUMNS
+from cmgcli.words import counted
 
 _PARTS = tuple(name for name in COLUMNS if name.endswith("_score"))
 UNNAMED = "(not named)"
@@ -22,10 +23,10 @@ def labelled(records: Sequence[Record], source: Path | str) -> tuple[Record, ...
     """The records, all of which have a label and both classes among them, or a DatasetError that says what is missing."""
     bare = [record.file_name for record in records if record.label is None]
     if bare:
-        raise DatasetError(f"{source}: {len(bare)} test images have no label, the first is {bare[0]}; fill the column label with 0 or 1")
+        raise DatasetError(f"{source}: {counted(len(bare), 'test image')} without a label, the first is {bare[0]}; fill the column label with 0 or 1")
     classes = {int(record.label > 0) for record in records}
     if classes != {0, 1}:
-        first = f" ({len(records)} images, the first is {records[0].file_name})" if records else ""
+        first = f" ({counted(len(records), 'image')}, the first is {records[0].file_name})" if records else ""
         found = f"only label {classes.pop()}" if classes else "no test image"
         raise DatasetError(f"{source}: expected normal (0) and anomalous (1) test images, found {found}{first}; add images of the other label")
     return tuple(records)

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from cmgcli.console import GATE_FAILED, SOME_UNREADABLE, detail, fail, given, output, say, timed
+from cmgcli.console import GATE_FAILED, SOME_UNREADABLE, detail, fail, given, say, timed
 from cmgcli.drift import DriftWatch
 from cmgcli.rows import NamedRow, Row, rest_of, resume_scores, row_writer
+from cmgcli.streams import output
 from cmgcli.verdict import Limit, Tally, Verdict
+from cmgcli.words import counted
 
 if TYPE_CHECKING:
     from cmgcli.model import Model
@@ -112,7 +114,7 @@ def _write(found: Iterable[Row], write: Callable[[Row], None], tally: Tally, out
                 fail(f"{tally.watch.sentence}: {row.file}")
     except KeyboardInterrupt:
         if out is not None:
-            say(f"{out} has {tally.images} rows; --resume goes on after them")
+            say(f"{out} has {counted(tally.images, 'row')}; --resume goes on from there")
         raise
 
 
@@ -129,7 +131,7 @@ def _conclude(verdict: Verdict, model: Model, began: datetime, leaves: Leaves) -
 
         append_summary(verdict, leaves.summary)
     if verdict.unreadable:
-        fail(f"{verdict.unreadable} inputs could not be read; see the column error")
+        fail(f"{counted(verdict.unreadable, 'input')} could not be read; see the column error")
     for failure in verdict.failures:
         fail(f"gate failed: {failure}")
     if verdict.failures:

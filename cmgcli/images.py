@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from cmgcli.containers import Container, inspect
-from cmgcli.errors import ImageError, InputError, OutputError
+from cmgcli.errors import ImageError, OutputError
 from cmgcli.files import write_whole
 from cmgcli.jpeg import check_length
 
@@ -29,10 +29,9 @@ def find_images(paths: Iterable[str]) -> list[str]:
     """List the image files that `paths` stand for, each spelled the way the user spelled its beginning.
 
     A file stays as given, also when it is missing or has an odd suffix (its reader reports it). A directory gives its
-    image files (`SUFFIXES`, hidden ones left out), recursively, in natural order (`2.png` before `10.png`). What does
-    not exist and has wildcards is expanded; without a match it stays as given.
-
-    Raises InputError for a directory that cannot be listed.
+    image files (`SUFFIXES`, hidden ones left out), recursively, in natural order (`2.png` before `10.png`); one that
+    cannot be listed stands for itself (its reader reports it). What does not exist and has wildcards is expanded;
+    without a match it stays as given.
     """
     found: list[str] = []
     for path in map(os.fspath, paths):
@@ -54,14 +53,20 @@ def _walk(folder: str) -> Iterator[str]:
                 yield path
         elif (real := os.path.realpath(path)) not in above:  # a link to a folder above would never end
             above |= {real}
-            waiting += [(os.path.join(path, name), above) for name in reversed(_listed(path))]
+            try:
+                names = listed(path)
+            except ImageError:
+                yield path
+            else:
+                waiting += [(os.path.join(path, name), above) for name in reversed(names)]
 
 
-def _listed(folder: str) -> list[str]:
+def listed(folder: str) -> list[str]:
+    """What is in a folder and not hidden, in natural order. Raises ImageError where it cannot be listed."""
     try:
         return sorted((name for name in os.listdir(folder) if not name.startswith(".")), key=_natural)
     except OSError as error:
-        raise InputError(f"{folder!r}: the folder cannot be listed: {error.strerror}") from error
+        raise ImageError(f"{folder!r}: the folder cannot be listed: {error.strerror}") from error
 
 
 def _has_suffix(path: str) -> bool:
@@ -81,7 +86,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     frames the first counts.
 
     Raises ImageError, with the path and a short reason, for a file that is missing, unreadable, empty, truncated,
-    damaged, no image, or larger than `MAX_PIXELS`.
+    damaged, no image, or larger than `MAX_PIXELS`, and for a folder.
     """
     cv2 = _opencv()
     pixels, container = _decode(path)  # (H, W, C)
@@ -189,7 +194,10 @@ def _whole_container(data: bytes, name: str) -> Container:
 def _read_bytes(path: str | os.PathLike[str]) -> bytes:
     name = repr(os.fspath(path))
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe or a device could block for ever
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            listed(os.fspath(path))
+        if not stat.S_ISREG(mode):  # a pipe or a device could block for ever
             raise ImageError(f"{name}: not a regular file")
         with open(path, "rb") as file:
             data = file.read()

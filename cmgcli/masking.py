@@ -14,6 +14,7 @@ from cmgcli.contact import ContactSheet
 from cmgcli.pictures import unused_stem, write_mask_pictures
 from cmgcli.pipeline import MaskResult
 from cmgcli.rows import MaskRow, row_writer
+from cmgcli.words import counted
 
 CLEAR_DOUBT = 0.95
 
@@ -56,7 +57,7 @@ def _write_sheet(sheet: ContactSheet, path: Path | None) -> tuple[str, ...]:
         return (f"there is no image to show, so {path} is not written",)
     sheet.write(path)
     left_out = sheet.images - sheet.shown
-    return (f"wrote {path}" + (f": {sheet.shown} images drawn at random, {left_out} are left out" if left_out else ""),)
+    return (f"wrote {path}" + (f": {counted(sheet.shown, 'image')} drawn at random, {left_out} left out" if left_out else ""),)
 
 
 class Misfits:
@@ -93,6 +94,6 @@ class Misfits:
             return ()
         images = sum(map(len, self._matches.values()))
         return (
-            f"{len(self.rows)} of {images} images match another caption of the run clearly better than their own, first {self.rows[0].file}: "
-            "are their captions right? see the columns other_caption and doubt",
+            f"another caption of the run is clearly a better match for {len(self.rows)} of {counted(images, 'image')}, first {self.rows[0].file}: "
+            "are the captions right? see the columns other_caption and doubt",
         )

@@ -7,6 +7,7 @@ from statistics import NormalDist
 import numpy as np
 
 from cmgcli.errors import InputError
+from cmgcli.words import counted
 
 _DROPPED_BITS = 12  # of a float32's 32
 _BINS = 1 << (32 - _DROPPED_BITS)
@@ -250,7 +251,7 @@ def _checked(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.nda
         raise InputError(f"expected one label for each score, got {labels.shape} labels for {scores.shape} scores")
     bad = np.flatnonzero(~np.isfinite(scores))
     if bad.size:
-        raise InputError(f"expected finite scores, got {scores[bad[0]]} in row {bad[0]} ({bad.size} such rows)")
+        raise InputError(f"expected finite scores, got {scores[bad[0]]} in row {bad[0]} ({counted(bad.size, 'such row')})")
     labels = labels != 0
     anomalous = int(labels.sum())
     if anomalous in (0, labels.size):

@@ -13,8 +13,11 @@ from typing import Annotated, Optional
 import typer
 
 from cmgcli.config import adopt
-from cmgcli.console import hush, print_versions, tell_more
+from cmgcli.console import hush, reported, tell_more
+from cmgcli.streams import write_out
 
+PACKAGES = ("cmgcli", "torch", "open_clip_torch", "numpy", "opencv-python")
+ENCODERS = "builtin; NAME/TAG or hf-hub:ORG/REPO, downloaded once; NAME@FILE or local-dir:DIR, on disk."
 INPUT, OUTPUT, METHOD, GATES, COMPUTE, TALK = "Input", "Output", "Method", "Gates", "Compute", "Messages"
 
 
@@ -72,6 +75,19 @@ class Format(str, Enum):
 
 # ---- all commands
 
+
+def print_versions(asked: bool) -> None:
+    """What --version does: print the versions that a result depends on, without importing what they are of."""
+    if asked:
+        import platform
+        from importlib.metadata import version
+
+        versions = [*((package, version(package)) for package in PACKAGES), ("python", platform.python_version())]
+        with reported():
+            write_out(" ".join(f"{package} {number}" for package, number in versions) + "\n")
+        raise typer.Exit
+
+
 Version = Annotated[bool, typer.Option("--version", callback=print_versions, is_eager=True, help="Print versions and exit.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=hush, help="Only errors on standard error.", rich_help_panel=TALK)]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", callback=tell_more, help="Say what is done, and how long it took.", rich_help_panel=TALK)]
@@ -113,55 +129,55 @@ FitResume = Annotated[
     bool, typer.Option("--resume", help="Go on with the training where a fit of the same images and settings broke off.", rich_help_panel=OUTPUT)
 ]
 ModelOut = Annotated[Path, typer.Option(help="Model file to write.", rich_help_panel=OUTPUT)]
-MaskOut = Annotated[Path, typer.Option(help="Directory to write.", show_default=False, rich_help_panel=OUTPUT)]
+MaskOut = Annotated[Path, typer.Option(help="Directory to write the pictures and summary.csv to; made if it does not exist.", show_default=False, rich_help_panel=OUTPUT)]
 ContactSheetOption = Annotated[
     Optional[Path], typer.Option("--contact-sheet", help="PNG to write: many images at a glance, each beside its relevance and what is kept.", rich_help_panel=OUTPUT)
 ]
 EncoderOption = Annotated[
-    Optional[str], typer.Option(help="builtin, NAME/TAG, NAME@FILE or local-dir:DIR.", show_default="builtin", rich_help_panel=METHOD)
+    Optional[str], typer.Option(help=ENCODERS, show_default="builtin", rich_help_panel=METHOD)
 ]
 FalseAlarm = Annotated[
-    Optional[float], typer.Option(help="Promised share of good images called anomalous.", show_default="0.01", rich_help_panel=METHOD)
+    Optional[float], typer.Option(help="Largest share of good images that may be called anomalous; it sets the threshold.", show_default="0.01", rich_help_panel=METHOD)
 ]
 CalibrationOption = Annotated[
     Optional[Calibration],
     typer.Option(
         "--calibration",
-        help="split: hold images out for the threshold, an exact promise; cross: use every image for both, near the rate.",
+        help="split: hold images out for the threshold, which then keeps the rate; cross: learn from all and calibrate on all, near the rate.",
         show_default="split where the head is trained, else cross",
         rich_help_panel=METHOD,
     ),
 ]
 Cmer = Annotated[
     Optional[bool],
-    typer.Option("--cmer/--no-cmer", help="Discard the pixels that do not matter for the caption.", show_default="cmer", rich_help_panel=METHOD),
+    typer.Option("--cmer/--no-cmer", help="Look only at the patches that matter for the caption (CMER).", show_default="cmer", rich_help_panel=METHOD),
 ]
 Cmle = Annotated[
-    Optional[bool], typer.Option("--cmle/--no-cmle", help="Let the captions guide the latent space.", show_default="cmle", rich_help_panel=METHOD)
+    Optional[bool], typer.Option("--cmle/--no-cmle", help="Judge an image by where its caption puts it (CMLE); without it, by where all images lie.", show_default="cmle", rich_help_panel=METHOD)
 ]
-Adapt = Annotated[Optional[bool], typer.Option("--adapt/--no-adapt", help="Train the defect head.", show_default="adapt", rich_help_panel=METHOD)]
+Adapt = Annotated[Optional[bool], typer.Option("--adapt/--no-adapt", help="Train the defect head, a small net that learns to see defects drawn on the good images.", show_default="adapt", rich_help_panel=METHOD)]
 AdaptSteps = Annotated[Optional[int], typer.Option(min=1, help="Most training steps of the defect head; fewer where it learns no more.", show_default="1500", rich_help_panel=METHOD)]
 RelevanceOption = Annotated[
     Optional[Relevance],
-    typer.Option(help="Relevance estimator of CMER.", show_default="fast where the encoder allows, else sampled", rich_help_panel=METHOD),
+    typer.Option(help="How CMER measures what each patch adds to the match with the caption: fast takes no pass of its own, the others dozens.", show_default="fast where the encoder allows, else sampled", rich_help_panel=METHOD),
 ]
-KeepOption = Annotated[Optional[str], typer.Option(help="Share of the patches that CMER keeps, or auto.", show_default="auto", rich_help_panel=METHOD)]
-LatentDim = Annotated[Optional[int], typer.Option(min=1, help="Directions kept in the guided space.", show_default="all", rich_help_panel=METHOD)]
+KeepOption = Annotated[Optional[str], typer.Option(help="Share of the patches that CMER keeps at least, such as 0.4; auto: all that do not lower the match with the caption.", show_default="auto", rich_help_panel=METHOD)]
+LatentDim = Annotated[Optional[int], typer.Option(min=1, help="Keep only so many directions of the latent space, those that the captions explain best.", show_default="all", rich_help_panel=METHOD)]
 Tile = Annotated[
     Optional[int],
-    typer.Option(min=1, help="See larger images in tiles of so many pixels a side too, where CMER keeps something; score then does the same.", show_default="none", rich_help_panel=METHOD),
+    typer.Option(min=1, help="Look at images that are larger than this, in pixels a side, also in tiles of this size, where CMER keeps something; score then does so too.", show_default="none", rich_help_panel=METHOD),
 ]
-Overlap = Annotated[Optional[float], typer.Option(help="Share of a tile that its neighbours see too.", show_default="0.25", rich_help_panel=METHOD)]
+Overlap = Annotated[Optional[float], typer.Option(help="With --tile: share of a tile that its neighbours see too.", show_default="0.25", rich_help_panel=METHOD)]
 ProjectionOption = Annotated[
     Optional[Projection],
     typer.Option(
-        "--projection", help="Guided space: in closed form, or a linear or mlp projection that is trained.", show_default="closed", rich_help_panel=METHOD
+        "--projection", help="How the latent space is made: in closed form, or by a linear or mlp projection that is trained.", show_default="closed", rich_help_panel=METHOD
     ),
 ]
-Epochs = Annotated[Optional[int], typer.Option(min=1, help="Passes over the images that train a linear or mlp projection; the closed form takes one.", show_default="300", rich_help_panel=METHOD)]
-Neighbours = Annotated[Optional[int], typer.Option(min=0, help="Nearest captions that explain a caption.", show_default="4", rich_help_panel=METHOD)]
-Ridge = Annotated[Optional[float], typer.Option(min=0, help="How evenly those captions share the weight.", show_default="0.05", rich_help_panel=METHOD)]
-BankSize = Annotated[Optional[int], typer.Option(min=1, help="Normal patches in memory.", show_default="4096", rich_help_panel=METHOD)]
+Epochs = Annotated[Optional[int], typer.Option(min=1, help="With --projection linear or mlp: passes over the images that train it.", show_default="300", rich_help_panel=METHOD)]
+Neighbours = Annotated[Optional[int], typer.Option(min=0, help="With CMLE: how many of the nearest captions help to say where a caption puts its images.", show_default="4", rich_help_panel=METHOD)]
+Ridge = Annotated[Optional[float], typer.Option(min=0, help="With CMLE: the larger, the more evenly those captions share the weight.", show_default="0.05", rich_help_panel=METHOD)]
+BankSize = Annotated[Optional[int], typer.Option(min=1, help="Most patches of good images that are stored to compare with.", show_default="4096", rich_help_panel=METHOD)]
 PrecisionOption = Annotated[
     Optional[Precision],
     typer.Option("--precision", help="Precision of the large matrix products; stored in the model.", show_default="bfloat16 where the machine is fast at it", rich_help_panel=COMPUTE),
@@ -181,7 +197,7 @@ ZeroShotOption = Annotated[
 ]
 ZeroShotCaption = Annotated[Optional[str], typer.Option("--caption", help="With --zero-shot: what the images show.", rich_help_panel=INPUT)]
 ZeroShotEncoder = Annotated[
-    Optional[str], typer.Option("--encoder", help="With --zero-shot: builtin, NAME/TAG, NAME@FILE or local-dir:DIR.", show_default="builtin", rich_help_panel=INPUT)
+    Optional[str], typer.Option("--encoder", help=f"With --zero-shot: {ENCODERS}", show_default="builtin", rich_help_panel=INPUT)
 ]
 CaptionRoot = Annotated[
     Optional[Path],
@@ -227,7 +243,7 @@ Summary = Annotated[
 FailOnAnomaly = Annotated[bool, typer.Option("--fail-on-anomaly", help="Exit with 1 if any image is anomalous.", rich_help_panel=GATES)]
 MaxAnomalies = Annotated[
     Optional[str],
-    typer.Option(metavar="N|P%", help="Exit with 1 if more images are anomalous: a count such as 3, or a share of the readable ones such as 2%.", rich_help_panel=GATES),
+    typer.Option(metavar="N|P%", help="Exit with 1 if more images than this are anomalous: a count such as 3, or a share of the readable ones such as 2%.", rich_help_panel=GATES),
 ]
 WatchDrift = Annotated[
     bool, typer.Option("--watch-drift", help="Say as soon as the scores show that camera, light or product have changed; wrong in at most 1 of 100 runs.", rich_help_panel=GATES)
@@ -238,7 +254,7 @@ EngineOption = Annotated[
     Engine, typer.Option("--engine", help="local: this process; ray: actors on this machine or a cluster (needs cmgcli with its extra ray).", rich_help_panel=COMPUTE)
 ]
 Address = Annotated[
-    Optional[str], typer.Option(help="With --engine ray: the address of a running cluster, or auto; none starts one on this machine.", rich_help_panel=COMPUTE)
+    Optional[str], typer.Option(help="With --engine ray: the address of a running cluster, or auto to find it; without it one is started on this machine.", rich_help_panel=COMPUTE)
 ]
 
 # ---- export
@@ -254,19 +270,19 @@ EvaluatedScores = Annotated[
 ]
 EvaluatedImages = Annotated[
     Optional[Path],
-    typer.Option("--images", help="Directory of the images; with --scores only to show some of them.", show_default=False, rich_help_panel=INPUT),
+    typer.Option("--images", help="Directory of the images, which the paths of --labels are relative to; with --scores they need not be there.", show_default=False, rich_help_panel=INPUT),
 ]
 Labels = Annotated[
     Optional[Path],
-    typer.Option(help="Dataset file with a label column, and mask where pixels are judged.", show_default="folder layout", rich_help_panel=INPUT),
+    typer.Option(help="Dataset file with a column label, and mask where pixels are judged.", show_default="the folders of an MVTec AD layout", rich_help_panel=INPUT),
 ]
 MinAuroc = Annotated[Optional[float], typer.Option(min=0, max=1, help="Exit with 1 if the image AUROC is lower.", rich_help_panel=GATES)]
 MaxFalseAlarm = Annotated[Optional[float], typer.Option(min=0, max=1, help="Exit with 1 if a larger share of the good images is flagged, such as 0.05.", rich_help_panel=GATES)]
 MaxMiss = Annotated[Optional[float], typer.Option(min=0, max=1, help="Exit with 1 if a larger share of the bad images is missed, such as 0.1.", rich_help_panel=GATES)]
-Ablate = Annotated[bool, typer.Option("--ablate", help="Also fit and evaluate baseline, +CMER, +CMLE and CMG.", rich_help_panel=METHOD)]
+Ablate = Annotated[bool, typer.Option("--ablate", help="Also fit and evaluate the method with neither CMER nor CMLE (baseline), with one of them, and with both (CMG).", rich_help_panel=METHOD)]
 AblationSteps = Annotated[
     Optional[int],
-    typer.Option(min=0, help="With --ablate: also each with the defect head, trained for so many steps.", show_default="0", rich_help_panel=METHOD),
+    typer.Option(min=0, help="With --ablate: each of these also with the defect head, trained for so many steps.", show_default="0", rich_help_panel=METHOD),
 ]
 StressOption = Annotated[
     bool,

@@ -22,7 +22,8 @@ from torch import Tensor
 from cmgcli.adapt import Crop, Scene, draw_crops, train_head
 from cmgcli.calibrate import Split, calibrate, check_rate, choose_calibration, split
 from cmgcli.cmer import entropy
-from cmgcli.cmle import check_ridge
+from cmgcli.clip import from_anywhere
+from cmgcli.cmle import check_latent_dim, check_ridge
 from cmgcli.crossfit import cross_fit
 from cmgcli.dataset import Record, read_dataset, training_records
 from cmgcli.detector import Settings
@@ -39,6 +40,7 @@ from cmgcli.projection import check_projection
 from cmgcli.rows import MaskRow
 from cmgcli.tiles import check_tiling
 from cmgcli.view import View, best_other, choose_relevance, look
+from cmgcli.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +66,7 @@ def records_to_fit(records: Sequence[Record]) -> tuple[Record, ...]:
     for record in training:
         kept.setdefault((_content(record.path, alone=sizes[_size(record.path)] == 1), record.text), record)
     if len(kept) < len(training):
-        logger.warning("left out: %d files that are copies of other training images under the same caption", len(training) - len(kept))
+        logger.warning("left out: %s with the content of another training image under the same caption", counted(len(training) - len(kept), "file"))
     return tuple(kept.values())
 
 
@@ -143,7 +145,7 @@ def fit(
     tower = load_encoder(encoder, device=device, precision=choose_precision(device, precision))
     check_tiling(tile, overlap, tower.image_size // tower.grid[0])
     settings = Settings(
-        encoder=encoder,
+        encoder=from_anywhere(encoder),
         encoder_sha256=tower.sha256,
         layers=tower.feature_layers,
         cmer=cmer,
@@ -153,7 +155,7 @@ def fit(
         neighbours=neighbours,
         ridge=check_ridge(ridge),
         bank_size=bank_size,
-        latent_dim=latent_dim,
+        latent_dim=check_latent_dim(latent_dim, tower.dim),
         tile=tile,
         overlap=overlap,
         adapt_steps=adapt_steps if adapt else 0,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cmgcli.cmle import Structure
+from cmgcli.cmle import Structure, check_latent_dim
 from cmgcli.errors import SettingsError
 from cmgcli.snapshot import Course, load_snapshot, save_snapshot
 
@@ -78,10 +78,9 @@ def train_projection(
         SettingsError: ``latent_dim`` is not in 1..D.
     """
     count, dim = embeddings.shape
-    if latent_dim is not None and not 1 <= latent_dim <= dim:
-        raise SettingsError(f"latent dim: expected 1 to {dim}, got {latent_dim}")
+    directions = check_latent_dim(latent_dim, dim) or dim
     torch.manual_seed(seed)
-    latent = Latent(kind, dim, latent_dim or dim)
+    latent = Latent(kind, dim, directions)
     latent.mean.copy_(embeddings.double().mean(0))
     latent.whiten.copy_(whiten)
     latent.to(device).train()

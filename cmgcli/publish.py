@@ -8,9 +8,10 @@ from pathlib import Path
 import typer
 
 from cmgcli import page, report
-from cmgcli.console import GATE_FAILED, SOME_UNREADABLE, fail, output, say, silence_stdout
+from cmgcli.console import GATE_FAILED, SOME_UNREADABLE, fail, say, silence_stdout
 from cmgcli.errors import OutputError
 from cmgcli.page import Page
+from cmgcli.streams import output
 from cmgcli.stress import plain, stress_table
 
 

@@ -34,7 +34,7 @@ class TileWork:
         if not self.total:
             return ""
         skipped = self.total - self.looked
-        return f"{skipped} of {self.total} tiles were skipped, where CMER kept nothing: {skipped / self.total:.0%} of the work on tiles saved"
+        return f"tiles skipped, where CMER kept nothing: {skipped} of {self.total}, which saved {skipped / self.total:.0%} of the work on tiles"
 
 
 def score_files(

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cmgcli.console import SOME_UNREADABLE, fail, given, output, say, telling_if_interrupted, timed
+from cmgcli.console import SOME_UNREADABLE, fail, given, say, telling_if_interrupted, timed
 from cmgcli.errors import SettingsError
 from cmgcli.rows import Row, rest_of, resume_scores, row_writer
+from cmgcli.streams import output
+from cmgcli.words import counted
 
 if TYPE_CHECKING:
     from cmgcli.zeroshot import ZeroShot
@@ -66,7 +68,7 @@ def score_unfitted(
         scorer = zero_shot(files, captions, **given(caption=caption, encoder=encoder, device=device, batch_size=batch_size))
     say(NO_PROMISE)
     if len(files) < 8:
-        say(f"{len(files)} images tell little of what is normal; the more there are, and the fewer of them are bad, the better")
+        say(f"little of what is normal can be told from {counted(len(files), 'image')}; the more there are, and the fewer of them are bad, the better")
     partial = nullcontext() if out is None else telling_if_interrupted(f"{out} has a row of each image that was done; --resume goes on after them")
     with output(out, append=bool(done)) as stream, timed("scoring"), partial:
         write = row_writer(stream, header=not done, jsonl=jsonl)
@@ -74,7 +76,7 @@ def score_unfitted(
             write(row)
             unreadable += bool(row.error)
     if unreadable:
-        fail(f"{unreadable} inputs could not be scored; see the column error")
+        fail(f"{counted(unreadable, 'input')} could not be scored; see the column error")
         raise typer.Exit(SOME_UNREADABLE)
 
 

@@ -13,7 +13,7 @@ import cmgcli
 from cmgcli import cli, evaluation, model, pipeline
 
 PACKAGE = Path(cmgcli.__file__).parent
-TALK = {"quiet", "verbose"}
+ASIDE = {"context", "quiet", "verbose"}  # what every command may have
 ENGINES = {
     # command: its engine, the options only the command has, the parameters only the engine has
     cli.fit: (pipeline.fit, {"config", "print_config", "out", "resume"}, {"snapshot", "progress"}),
@@ -34,7 +34,7 @@ ENGINES = {
 @pytest.mark.parametrize("command", ENGINES, ids=lambda command: command.__name__)
 def test_options_are_the_parameters_of_the_engine(command):
     engine, only_command, only_engine = ENGINES[command]
-    options = set(inspect.signature(command).parameters) - TALK
+    options = set(inspect.signature(command).parameters) - ASIDE
     parameters = set(inspect.signature(engine).parameters)
     assert only_command <= options and only_engine <= parameters
     assert options - only_command == parameters - only_engine
@@ -45,7 +45,7 @@ def test_the_help_shows_the_defaults_of_the_engine(command):
     engine, only_command, _ = ENGINES[command]
     parameters = inspect.signature(engine).parameters
     for name, hint in get_type_hints(command, include_extras=True).items():
-        if name in only_command | TALK | {"return"}:
+        if name in only_command | ASIDE | {"return"}:
             continue
         option = next(part for part in get_args(hint)[1:])
         default = parameters[name].default

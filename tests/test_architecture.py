@@ -13,7 +13,8 @@ PACKAGE = Path(cmgcli.__file__).parent
 FLOORS = (
     {"cli"},
     {"options"},
-    {"config", "publish", "fitted", "unfitted"},
+    {"config", "needs", "usage", "publish", "fitted", "unfitted"},
+    {"streams"},
     {"console"},
     {"audit"},
     {"evaluation", "page", "masking", "stressing", "engine_ray"},
@@ -34,8 +35,8 @@ FLOORS = (
     {"tower"},
     {"snapshot", "head", "images", "changes", "defects", "captions"},
     {"parts", "surfaces", "camera"},
-    {"containers", "defect_kinds", "files", "lettering", "tiles", "prompts", "products"},
-    {"jpeg", "shapes", "materials"},
+    {"containers", "defect_kinds", "files", "lettering", "sheet", "tiles", "prompts", "products"},
+    {"jpeg", "shapes", "materials", "words"},
     {"errors"},
 )
 

@@ -114,6 +114,27 @@ def test_a_file_without_permission(model_file, tmp_path):
     assert run.code == 3 and "Permission denied" in run.rows[0]["error"]
 
 
+def test_a_folder_that_cannot_be_listed_has_a_row_and_ends_a_fit(model_file, tmp_path, monkeypatch):
+    (tmp_path / "line" / "closed").mkdir(parents=True)
+    captions = tmp_path / "line" / "captions.csv"
+    captions.write_text("file_name,text\n0.png,a part\n")
+    write_png(tmp_path / "line" / "0.png", noise())
+    entries = os.listdir
+
+    def guarded(folder):
+        if os.fspath(folder).endswith("closed"):
+            raise PermissionError(13, "Permission denied")
+        return entries(folder)
+
+    monkeypatch.setattr(images.os, "listdir", guarded)
+    run = Run("score", "--model", model_file, "--captions", captions, tmp_path / "line")
+    assert run.code == 3 and "could not be read; see the column error" in run.err
+    good, closed = run.rows
+    assert good["score"] and good["caption"] == "a part"
+    assert closed["file"].endswith("closed") and "the folder cannot be listed: Permission denied" in closed["error"]
+    Run("fit", "--images", tmp_path / "line", "--captions", captions, "--out", tmp_path / "m.cmg").refused("closed", "cannot be listed", "permissions")
+
+
 def test_an_unreadable_file_ends_a_fit_by_name(tmp_path):
     write_png(tmp_path / "0.png", noise())
     (tmp_path / "1.png").write_bytes(b"")
@@ -133,13 +154,19 @@ def test_an_unreadable_file_ends_a_fit_by_name(tmp_path):
         ("--latent-dim", "99999", "expected 1 to"),
     ],
 )
-@pytest.mark.parametrize("head", ["--adapt", "--no-adapt"])
+@pytest.mark.parametrize("head", [("--adapt-steps", 1), ("--no-adapt",)])
 def test_a_number_that_cannot_be_is_refused(tmp_path, option, value, words, head):
     for i in range(2):
         write_png(tmp_path / f"{i}.png", noise(i))
-    run = Run("fit", "--images", tmp_path, "--caption", "a part", "--out", tmp_path / "m.cmg", "--adapt-steps", 1, head, option, value)
+    run = Run("fit", "--images", tmp_path, "--caption", "a part", "--out", tmp_path / "m.cmg", *head, option, value)
     assert run.code == 2 and run.out == "" and words in run.err.replace("\n", " "), run.err
     assert not (tmp_path / "m.cmg").exists()
+
+
+def test_too_many_directions_are_refused_before_an_image_is_read(tmp_path):
+    (tmp_path / "0.png").write_bytes(b"")
+    run = Run("fit", "--images", tmp_path, "--caption", "a part", "--out", tmp_path / "m.cmg", "--latent-dim", 99999)
+    run.refused("latent dim: expected 1 to", "embedding size", "99999")
 
 
 # ---- files that a person sees as one picture
@@ -255,7 +282,8 @@ def test_allow_missing_goes_on_and_lists(three, tmp_path):
 
 
 def fitted(folder: Path, out: Path, *options: object) -> Run:
-    return Run("fit", "--images", folder, "--caption", "a metal part", "--out", out, "--device", "cpu", "--adapt-steps", 2, *options)
+    head = () if "--no-adapt" in options else ("--adapt-steps", 2)
+    return Run("fit", "--images", folder, "--caption", "a metal part", "--out", out, "--device", "cpu", *head, *options)
 
 
 def works(run: Run, model: Path, *inputs: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -50,6 +51,12 @@ def test_demo_fit_score_eval(tmp_path):
     failed = cmg(*gate, "--max-miss", 0)
     assert failed.returncode == 1
     assert "gate failed: miss rate" in failed.err
+
+
+def test_what_demo_says_next_is_what_a_shell_takes(tmp_path):
+    run = cmg_here("demo", tmp_path / "my line", "--train", 1, "--test", 2, "--size", 32)
+    line = str(tmp_path / "my line")
+    assert shlex.split(run.err.splitlines()[-1]) == ["cmg:", "next:", "cmg", "fit", "--images", line, "--captions", f"{line}/metadata.csv"]
 
 
 def test_demo_refuses_to_overwrite(small_line):
@@ -199,7 +206,7 @@ def test_mask_shows_many_images_on_one_contact_sheet(small_line, tmp_path, monke
     whole = cv2.imread(str(out / "sheet.png"))
     monkeypatch.setattr(contact, "MOST_CELLS", 5)
     run = cmg_here(*masks, "--contact-sheet", tmp_path / "few.png")
-    assert f"wrote {tmp_path / 'few.png'}: 5 images drawn at random, 31 are left out" in run.err
+    assert f"wrote {tmp_path / 'few.png'}: 5 images drawn at random, 31 left out" in run.err
     assert len(cv2.imread(str(tmp_path / "few.png"))) < len(whole) / 2
     wrong(cmg_here(*masks, "--contact-sheet", tmp_path / "no" / "sheet.png"), "no does not exist", "--contact-sheet")
     (tmp_path / "broken").mkdir()
@@ -235,6 +242,28 @@ def test_no_option_is_ignored(small_line, model_file):
     wrong(cmg_here("eval", "--scores", "s.csv", "--labels", "l.csv", "--adapt-steps", 3), "give it with --ablate")
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "other"),
+    [
+        ("fit --images x --no-adapt", "--adapt-steps 3", "--no-adapt"),
+        ("fit --images x --no-cmer", "--relevance fast", "--no-cmer"),
+        ("fit --images x --no-cmer", "--keep 0.4", "--no-cmer"),
+        ("fit --images x --no-cmle", "--neighbours 2", "--no-cmle"),
+        ("fit --images x --no-cmle", "--ridge 0.1", "--no-cmle"),
+        ("fit --images x", "--overlap 0.25", "--tile"),
+        ("fit --images x --projection closed", "--epochs 300", "--projection"),
+        ("score x --model m", "--resume", "--out"),
+        ("score x --model m", "--explain-all", "--explain DIR"),
+        ("score x --model m --engine local", "--address auto", "--engine ray"),
+        ("eval --model m", "--stress-images 4", "--stress too"),
+        ("eval --model m", "--adapt-steps 4", "--ablate"),
+        *(("eval --scores s", option, "--model") for option in ("--ablate", "--defects d", "--stress", "--device cpu", "--batch-size 3")),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused_with_the_other_one(command, option, other):
+    wrong(cmg_here(*command.split(), *option.split()), option.split()[0], other)
+
+
 def test_eval_needs_labels_of_both_kinds(small_line, model_file, tmp_path):
     header, *lines = (small_line / "metadata.csv").read_text().splitlines()
     labels = tmp_path / "labels.csv"
@@ -268,7 +297,7 @@ def test_an_interrupt_leaves_whole_rows_to_go_on_from(small_line, model_file, tm
     run.send_signal(signal.SIGINT)
     _, words = run.communicate(timeout=60)
     assert run.returncode == 130
-    assert words.decode().splitlines() == [f"cmg: {out} has 3 rows; --resume goes on after them", "cmg: interrupted"]
+    assert words.decode().splitlines() == [f"cmg: {out} has 3 rows; --resume goes on from there", "cmg: interrupted"]
     assert [row.file for row in read_scores(out)] == images[:3]
     assert cmg_here(*command, "--resume", *images).returncode == 0
     assert [row.file for row in read_scores(out)] == images

@@ -23,11 +23,20 @@ def test_the_defaults_of_the_engine_are_printed():
 
 def test_what_is_printed_reads_back_to_the_very_same_options(tmp_path):
     config = tmp_path / "cmg.yaml"
-    given = ("--images", "grün/line", "--captions", "c.csv", "--keep", 0.4, "--no-cmle", "--ridge", 1e-7, "--relevance", "sampled", "--allow-missing", "--seed", 3)
+    given = ("--images", "grün/line", "--captions", "c.csv", "--keep", 0.4, "--no-adapt", "--ridge", 1e-7, "--relevance", "sampled", "--allow-missing", "--seed", 3)
     config.write_text(printed(*given, "--false-alarm", 0.02, "--device", "cpu", "--out", tmp_path / "m.cmg"), encoding="utf-8")
     assert printed("--config", config) == config.read_text(encoding="utf-8")
     options = yaml.safe_load(config.read_text(encoding="utf-8"))
-    assert options["cmle"] is False and options["keep"] == 0.4 and options["allow_missing"] is True and options["ridge"] == 1e-7
+    assert options["adapt"] is False and options["keep"] == 0.4 and options["allow_missing"] is True and options["ridge"] == 1e-7
+
+
+def test_a_file_may_name_options_that_do_nothing(tmp_path):
+    config = tmp_path / "cmg.yaml"
+    config.write_text(printed("--no-cmer", "--no-cmle"), encoding="utf-8")
+    assert "overlap: 0.25" in config.read_text(encoding="utf-8")
+    assert printed("--config", config) == config.read_text(encoding="utf-8")
+    assert yaml.safe_load(printed("--config", config, "--cmer", "--keep", 0.4))["keep"] == 0.4
+    wrong(cmg_here("fit", "--config", config, "--keep", 0.4), "--keep", "--no-cmer")
 
 
 def test_the_command_line_wins_over_the_file(tmp_path):

@@ -83,7 +83,7 @@ def test_an_interrupted_run_says_so_and_resumes(quick_model, many, tmp_path):
     _, err = run.communicate(timeout=120)
     assert run.returncode == 130
     rows = read_scores(out)
-    assert err.decode().splitlines() == [f"cmg: {out} has {len(rows)} rows; --resume goes on after them", "cmg: interrupted"]
+    assert err.decode().splitlines() == [f"cmg: {out} has {len(rows)} rows; --resume goes on from there", "cmg: interrupted"]
     assert 0 < len(rows) < IMAGES
     again = cmg(*score(quick_model, many, out, "--resume"))
     assert again.wait() == 0, again.communicate()

@@ -171,7 +171,7 @@ def test_one_caption_for_all(parts, tmp_path):
 def test_captions_beside_their_images(parts):
     write(parts / "a.txt", "a nut\n  of steel\n")
     write(parts / "license.txt", "not a caption")
-    with pytest.raises(DatasetError, match=r"b.txt' does not exist \(2 images have no caption\).*--allow-missing"):
+    with pytest.raises(DatasetError, match=r"b.txt' does not exist \(2 images without caption\).*--allow-missing"):
         read_dataset(parts)
     found = read_dataset(parts, allow_missing=True)
     assert found.records == (Record("a.png", (parts / "a.png").resolve(), "a nut of steel"),)
@@ -218,6 +218,11 @@ def test_names_that_are_not_plain_survive(parts, tmp_path):
     assert read_dataset(parts, write(tmp_path / "x.jsonl", text)).records[0].path == (parts / name).resolve()
 
 
-def test_where_no_mask_is_needed_one_may_be_gone(parts):
-    captions = write(parts / "x.csv", "file_name,text,mask\na.png,nut,m.png\nb.png,bolt,\nsub/c.png,gear,\n")
-    assert [record.mask for record in read_dataset(parts, captions, need_masks=False).records] == [None] * 3
+def test_a_lookup_needs_no_mask_and_not_every_image(parts):
+    captions = write(parts / "x.csv", "file_name,text,mask\na.png,nut,m.png\nnone.png,bolt,\n")
+    assert dataset.read_lookup(captions, parts) == {(parts / "a.png").resolve(): "nut"}
+    for text, words in (("a.png,nut\na.png,bolt\n", "line 3: 'a.png' is also in line 2"), ("none.png,bolt\n", "no image with a caption found")):
+        with pytest.raises(DatasetError, match=words):
+            dataset.read_lookup(write(parts / "x.csv", f"file_name,text\n{text}"), parts)
+    with pytest.raises(DatasetError, match="does not exist: give the folder"):
+        dataset.read_lookup(captions, parts / "none")

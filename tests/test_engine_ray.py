@@ -86,7 +86,7 @@ def test_rows_are_equal_to_the_byte_and_an_actor_may_die(inputs, tmp_path):
     _, words = run.communicate(timeout=400)
     watcher.join()
     assert run.returncode == 3, words.decode()
-    assert words.decode().splitlines()[-1] == "cmg: 1 inputs could not be read; see the column error"
+    assert words.decode().splitlines()[-1] == "cmg: 1 input could not be read; see the column error"
     assert killed, "the run was over before an actor could be killed"
     assert (tmp_path / "ray.csv").read_bytes() == (tmp_path / "local.csv").read_bytes()
 

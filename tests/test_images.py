@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cmgcli import images
-from cmgcli.errors import ImageError, InputError, OutputError
+from cmgcli.errors import ImageError, OutputError
 
 PICTURE = np.zeros((20, 30, 3), np.uint8)  # no symmetry: red, green over black, blue
 PICTURE[:10, :15], PICTURE[:10, 15:], PICTURE[10:, 15:] = (255, 0, 0), (0, 200, 0), (0, 0, 255)
@@ -223,13 +223,14 @@ def test_directories_are_listed_in_natural_order_and_spelled_as_given(tmp_path, 
     assert images.find_images(["d/**"]) == ["d/2.PNG", "d/10.png", "d/sub/1.tiff"]
 
 
-def test_a_directory_that_cannot_be_listed(tmp_path, monkeypatch):
+def test_a_directory_that_cannot_be_listed_stands_for_itself(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(images.os, "listdir", refuse)
-    with pytest.raises(InputError, match="Permission denied"):
-        images.find_images([str(tmp_path)])
+    assert images.find_images([str(tmp_path)]) == [str(tmp_path)]
+    with pytest.raises(ImageError, match="cannot be listed: Permission denied"):
+        images.read_image(tmp_path)
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (4, 6, 3)])

@@ -23,6 +23,23 @@ def test_help_names_every_command():
         assert command in run.out
 
 
+@pytest.mark.parametrize("arguments", [("--help",), ("score", "-h"), ()])
+def test_help_ends_quietly_where_nobody_reads_it(arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as closed:
+        run = subprocess.run([sys.executable, "-m", "cmgcli", *arguments], stdout=closed, stderr=subprocess.PIPE, check=False)
+    assert (run.returncode, run.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_help_that_cannot_be_written_is_one_line():
+    with open("/dev/full", "wb") as full:
+        run = subprocess.run([sys.executable, "-m", "cmgcli", "--help"], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert run.returncode == 2
+    assert re.fullmatch(rb"cmg: standard output cannot be written \(.*\); is the disk full\?\n", run.stderr)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_an_example_that_parses(command):
     run = cmg_here(command, "-h")
@@ -133,7 +150,7 @@ def test_how_much_is_said(small_line, model_file, tmp_path):
         quiet = cmg_here(*arguments, tmp_path / f"line{number}", "--train", 1, "--test", 2, "--size", 32)
         assert (quiet.returncode, quiet.out, quiet.err) == (0, "", "")
     failed = cmg_here("-q", "score", "--model", model_file, image, tmp_path / "none.png")
-    assert failed.err == "cmg: 1 inputs could not be read; see the column error\n"
+    assert failed.err == "cmg: 1 input could not be read; see the column error\n"
     wrong(cmg_here("-q", "score", "--model", tmp_path / "none.cmg", image), "no model")
 
 

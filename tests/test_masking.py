@@ -65,8 +65,8 @@ def test_a_swapped_caption_is_found_with_its_file_name(small_line, good_line, ma
     masks = "mask", "--images", small_line, "--captions", tmp_path / "swapped.csv", "--allow-missing", "--out", tmp_path / "out"
     said = [line for line in cmg_here(*masks).err.splitlines() if "another caption" in line]
     assert said == [
-        f"cmg: 1 of 30 images match another caption of the run clearly better than their own, first {clear.file}: "
-        "are their captions right? see the columns other_caption and doubt"
+        f"cmg: another caption of the run is clearly a better match for 1 of 30 images, first {clear.file}: "
+        "are the captions right? see the columns other_caption and doubt"
     ]
     rows = {row["file"]: row for row in table((tmp_path / "out" / "summary.csv").read_text())}
     assert rows[clear.file]["other_caption"] == clear.caption and float(rows[clear.file]["doubt"]) > 0.95

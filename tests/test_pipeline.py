@@ -1,6 +1,7 @@
 """Fit, score and mask as a whole, on a small line and a real model."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import cmgcli
 from cmgcli import checkpoint
 from cmgcli.dataset import caption_lookup, read_dataset
 from cmgcli.encoder import Encoder
-from cmgcli.errors import CheckpointError, DatasetError, ImageError
+from cmgcli.errors import CheckpointError, DatasetError, EncoderError, ImageError
 from cmgcli.images import write_png
 from cmgcli.model import Model
 
@@ -165,6 +166,22 @@ def test_a_model_of_another_encoder_is_refused(tiny_folder, small_line, tmp_path
     save_file({k: v + (0.01 if v.dtype == torch.float32 else 0) for k, v in weights.items()}, copy / "open_clip_model.safetensors")
     with pytest.raises(CheckpointError, match="other weights of encoder"):
         Model.load(tmp_path / "m.cmg", device="cpu")
+
+
+@pytest.mark.parametrize("name", ["local-dir:tiny", "tiny-vit@tiny/open_clip_model.safetensors"])
+def test_a_model_finds_its_encoder_from_every_folder(tiny_folder, small_line, tmp_path, monkeypatch, name):
+    shutil.copytree(tiny_folder, tmp_path / "tiny")
+    (tmp_path / "few").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    for path in test_images(small_line)[:2]:
+        shutil.copy(path, tmp_path / "few")
+    monkeypatch.chdir(tmp_path)
+    cmgcli.fit("few", caption="a part", encoder=name, adapt=False, device="cpu").save("m.cmg")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert next(Model.load("../m.cmg", device="cpu").score(["../few/" + test_images(small_line)[0].name])).error == ""
+    shutil.rmtree(tmp_path / "tiny")
+    with pytest.raises(EncoderError, match=str(tmp_path / "tiny")):
+        Model.load("../m.cmg", device="cpu")
 
 
 @pytest.mark.parametrize("damage", ["text", "truncated", "foreign"])

@@ -118,7 +118,7 @@ def test_tiles_where_nothing_is_kept_are_skipped(encoder):
     work = TileWork()
     work.add(near)
     work.add(view)
-    assert work.total == near.tile_count and f"{near.tile_count - len(near.tiles)} of {near.tile_count} tiles were skipped" in work.sentence
+    assert work.total == near.tile_count and f"kept nothing: {near.tile_count - len(near.tiles)} of {near.tile_count}, " in work.sentence
 
 
 def test_a_tile_sees_what_an_image_of_its_own_would(encoder):

@@ -139,7 +139,7 @@ def test_ctrl_c_says_what_there_is_and_how_to_go_on(batch, tmp_path, monkeypatch
 def test_an_unreadable_image_has_a_row(batch, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
     ran = cmg_here("score", "--zero-shot", "--caption", CAPTION, batch / "0.png", tmp_path / "bad.png", batch / "1.png")
-    assert ran.returncode == 3 and "1 inputs could not be scored" in ran.err and "3 images tell little" in ran.err
+    assert ran.returncode == 3 and "1 input could not be scored" in ran.err and "can be told from 3 images" in ran.err
     assert [bool(row["error"]) for row in table(ran.out)] == [False, True, False]
 
 
