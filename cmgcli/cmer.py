@@ -10,7 +10,7 @@ sets to RISE (Petsiuk et al., BMVC 2018); both here remove tokens where those pa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -26,6 +26,7 @@ Match = Callable[[Tensor, Tensor], Tensor]
 MATCH_FLOOR = 0.2
 TOLERANCE = 0.2  # of the range of a match over the sizes
 KEEP_SIZES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0)
+FEW_KEEP_SIZES = (0.15, 0.3, 0.5, 1.0)  # where each of them costs a pass
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,20 @@ def fast(dense: Tensor, text: Tensor) -> Tensor:
     return torch.einsum("bpd,bd->bp", dense, text) / (norm * dense.shape[1])
 
 
+def first_order(worth: Tensor, grid: tuple[int, int], *, window: int = 3) -> Tensor:
+    """Relevance (B, P): `occlusion` at a stride of one, the drop of each window taken to first order, as the sum over its patches.
+
+    For any tower that can weigh its patches, at the cost of one backward pass.
+
+    Args:
+        worth: (B, P) derivative of the match by the logarithm of how often a patch counts; see `Encoder.encode_with_worth`.
+        window: in patches, at most the grid.
+    """
+    kernel = worth.new_ones(1, 1, min(window, grid[0]), min(window, grid[1]))
+    drops = F.conv2d(worth.view(-1, 1, *grid), kernel)  # of each window
+    return (F.conv_transpose2d(drops, kernel) / F.conv_transpose2d(torch.ones_like(drops), kernel)).flatten(1)
+
+
 def entropy(relevance: Tensor, keep: Tensor | None = None) -> Tensor:
     """Entropy ``H(R)`` in bits (B,) of the positive part of the relevance, normalised to sum 1, over the kept patches.
 
@@ -139,11 +154,18 @@ def top_patches(relevance: Tensor, count: int) -> Tensor:
 
 
 def keep_mask(
-    match: Match, images: Tensor, relevance: Tensor, grid: tuple[int, int], *, keep: float | str = "auto", tolerance: float = TOLERANCE
+    match: Match,
+    images: Tensor,
+    relevance: Tensor,
+    grid: tuple[int, int],
+    *,
+    keep: float | str = "auto",
+    sizes: Sequence[float] = KEEP_SIZES,
+    tolerance: float = TOLERANCE,
 ) -> Tensor:
     """The keep mask (B, P) bool: nearly the best match, and no hole where a defect could fall through.
 
-    ``auto`` evaluates the nested top-k sets of `KEEP_SIZES` and takes the *largest* whose match is within ``tolerance``
+    ``auto`` evaluates the nested top-k sets of ``sizes``, shares of the grid, and takes the *largest* whose match is within ``tolerance``
     (of the match's own range over the sizes, at least 0.01 in cosine) of the best: what does not lower the match may
     stay, because a part of an object matches its caption as well as the whole, and the rest of the object is where a
     defect may be (``tests/benchmarks/keep_rule.py`` compares it with the smallest set). Where no set reaches
@@ -155,13 +177,13 @@ def keep_mask(
     """
     patches = grid[0] * grid[1]
     if keep == "auto":
-        sizes = sorted({max(1, round(size * patches)) for size in KEEP_SIZES})
-        matches = torch.stack([match(images, top_patches(relevance, size)) for size in sizes], dim=1)  # (B, sizes)
+        counts = sorted({max(1, round(size * patches)) for size in sizes})
+        matches = torch.stack([match(images, top_patches(relevance, count)) for count in counts], dim=1)  # (B, sizes)
         best, worst = matches.amax(1, keepdim=True), matches.amin(1, keepdim=True)
         slack = (tolerance * (best - worst)).clamp(min=0.01)
         within = (matches >= best - slack).to(torch.int8)
-        last = len(sizes) - 1 - within.flip(1).argmax(dim=1)  # (B,)
-        chosen = torch.tensor(sizes, device=relevance.device)[last]
+        last = len(counts) - 1 - within.flip(1).argmax(dim=1)  # (B,)
+        chosen = torch.tensor(counts, device=relevance.device)[last]
         chosen[best.squeeze(1) < MATCH_FLOOR] = patches
     elif isinstance(keep, int | float) and 0 < keep <= 1:
         chosen = torch.full((len(images),), max(1, round(keep * patches)), device=relevance.device)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cmgcli.cmer import entropy, fast, grow, keep_mask, occlusion, sampled, top_patches
+from cmgcli.cmer import entropy, fast, first_order, grow, keep_mask, occlusion, sampled, top_patches
 from cmgcli.errors import SettingsError
 
 GRID = (6, 7)
@@ -64,6 +64,11 @@ def test_sampled_is_the_same_alone_and_in_a_batch(worth):
     both = sampled(additive(worth), torch.zeros(2, 1), GRID, pairs=4).relevance
     alone = sampled(additive(worth[1:]), torch.zeros(1, 1), GRID, pairs=4).relevance
     torch.testing.assert_close(both[1:], alone)
+
+
+@pytest.mark.parametrize("window", [1, 2, 3])
+def test_the_first_order_of_a_sum_is_its_occlusion(worth, window):
+    torch.testing.assert_close(first_order(worth, GRID, window=window), occlusion(additive(worth), torch.zeros(2, 1), GRID, window=window))
 
 
 def test_fast_terms_add_up_to_the_match():

@@ -54,7 +54,7 @@ def main(count: int = 96) -> None:
     objects = np.stack(masks) > 0.3
     match = pooled_match(full.dense, text)
     for estimator in ("fast", "sampled", "occlusion"):
-        relevance = relevance_of(Meter(encoder, pixels), estimator, full.dense, text)
+        relevance = relevance_of(Meter(encoder, pixels), estimator, full, text)
         auroc = np.mean([roc_auc_score(o.ravel(), r) for o, r in zip(objects, relevance.numpy(), strict=True)])
         print(f"{estimator}: AUROC of the relevance against the object, per patch: {auroc:.3f}")
     relevance = cmer.fast(full.dense, text)
