@@ -73,13 +73,13 @@ class Meter:
 
 
 def token_match(meter: Meter, text: Tensor, whole: Tensor) -> cmer.Match:
-    """The match of the meter's images with (B, D) captions through the kept tokens only: ``match(_, keep (B, P)) -> (B,)``.
+    """The match of the meter's images with (B, D) captions through the kept tokens only: ``match(rows (b,), keep (b, P)) -> (b,)``.
 
     whole: (B, D) embeddings through all patches, which take no other pass.
     """
 
-    def match(_: Tensor, keep: Tensor) -> Tensor:
-        return ((whole if keep.all() else meter.encode(keep).embedding) * text).sum(1)
+    def match(rows: Tensor, keep: Tensor) -> Tensor:
+        return ((whole[rows] if keep.all() else meter.encode(keep, rows=rows).embedding) * text[rows]).sum(1)
 
     return match
 
@@ -92,9 +92,9 @@ def keep_index(keep: Tensor) -> Tensor:
 def pooled_match(dense: Tensor, text: Tensor) -> cmer.Match:
     """The match without another pass, where the embedding is a mean of tokens: the mean over the kept ones alone."""
 
-    def match(_: Tensor, keep: Tensor) -> Tensor:
-        pooled = torch.nn.functional.normalize((dense * keep.unsqueeze(-1)).sum(1), dim=-1)  # (B, D)
-        return (pooled * text).sum(1)
+    def match(rows: Tensor, keep: Tensor) -> Tensor:
+        pooled = torch.nn.functional.normalize((dense[rows] * keep.unsqueeze(-1)).sum(1), dim=-1)  # (b, D)
+        return (pooled * text[rows]).sum(1)
 
     return match
 
@@ -116,7 +116,7 @@ def look(
         texts: the ``B`` caption embeddings (D,) that guide CMER; None stands for the one of ``stored`` (U, D) that matches the whole image best.
         layers: blocks whose tokens make the patch features.
         relevance: fast, sampled or occlusion.
-        keep: auto, or the share of patches to keep; None keeps all, which is no CMER.
+        keep: auto, or the share of patches to keep; None keeps all, which is no CMER, and asks for no relevance that costs a pass.
     """
 
     def caption_of(found: Tensor, rows: slice) -> Tensor:
@@ -124,17 +124,17 @@ def look(
         return torch.stack([stored.to(one)[(stored.to(one) @ one).argmax()] if text is None else text.to(one) for one, text in zip(found, wanted, strict=True)])
 
     meter, pooled = Meter(encoder, encoder.preprocess(images)), relevance == "fast" and encoder.averages
-    if relevance == "fast" and not pooled:
+    if relevance == "fast" and not pooled and keep is not None:
         full, captions, worth = meter.encode_with_worth(caption_of, layers)
         scores = cmer.first_order(worth, encoder.grid)  # (B, P)
     else:
         full = meter.encode(layers=layers)
         captions = caption_of(full.embedding, slice(None))  # (B, D)
-        scores = relevance_of(meter, relevance, full, captions)
+        scores = relevance_of(meter, relevance, full, captions) if pooled or keep is not None else full.embedding.new_zeros(len(images), encoder.patch_count)
     kept = torch.ones_like(scores, dtype=torch.bool)
     if keep is not None:
         match = pooled_match(full.dense, captions) if pooled else token_match(meter, captions, full.embedding)
-        kept = cmer.keep_mask(match, meter.pixels, scores, encoder.grid, keep=keep, sizes=cmer.KEEP_SIZES if pooled else cmer.FEW_KEEP_SIZES)
+        kept = cmer.keep_mask(match, scores, encoder.grid, keep=keep, sizes=cmer.KEEP_SIZES if pooled else cmer.FEW_KEEP_SIZES)
     return _views(meter, full, images, captions, scores, kept, layers)
 
 
@@ -196,10 +196,10 @@ def relevance_of(meter: Meter, estimator: str, full: ImageFeatures, text: Tensor
     """
     if estimator == "fast":
         return cmer.fast(full.dense, text)
-    match = token_match(meter, text, full.embedding)
+    match, rows = token_match(meter, text, full.embedding), torch.arange(len(text), device=text.device)
     if estimator == "sampled":
-        return cmer.sampled(match, meter.pixels, meter.encoder.grid).relevance
-    return cmer.occlusion(match, meter.pixels, meter.encoder.grid, window=3, stride=2)
+        return cmer.sampled(match, rows, meter.encoder.grid).relevance
+    return cmer.occlusion(match, rows, meter.encoder.grid, window=3, stride=2)
 
 
 def best_other(whole: Tensor, text: Tensor, own: int) -> tuple[int | None, float | None]:

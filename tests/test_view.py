@@ -65,7 +65,13 @@ def test_fast_costs_a_pass_back_and_forth_where_tokens_are_not_averaged(tiny):
     features = tiny.encode_image(tiny.preprocess(images(1)), layers=tiny.feature_layers)
     torch.testing.assert_close(view.whole, features.embedding[0])
     (sampled,) = looked(tiny, images(1), "sampled", 0.1)
-    assert sampled.passes > 10 * view.passes
+    assert sampled.passes > 8 * view.passes
+
+
+@pytest.mark.parametrize("relevance", RELEVANCE)
+def test_without_cmer_no_pass_is_spent_on_relevance(tiny, relevance):
+    (view,) = looked(tiny, images(1), relevance, None)
+    assert view.passes == 1 and view.keep.all()
 
 
 def test_the_default_estimator_is_the_cheap_one(tiny, builtin):

@@ -53,7 +53,7 @@ def estimators(encoder: Encoder, text: Tensor) -> dict[str, Callable[[Tensor], T
         return run
 
     def exact(pixels: Tensor) -> Tensor:
-        return cmer.occlusion(lambda _, keep: match(encoder, pixels, text, keep), pixels, encoder.grid)
+        return cmer.occlusion(lambda _, keep: match(encoder, pixels, text, keep), torch.arange(len(pixels)), encoder.grid)
 
     def derivative(pixels: Tensor) -> Tensor:
         return cmer.first_order(encoder.encode_with_worth(pixels, lambda _, rows: text[rows])[2], encoder.grid)
