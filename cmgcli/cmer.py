@@ -1,7 +1,7 @@
 """Cross-modal Entropy Reduction: which patches carry the match with the caption, and which may be discarded.
 
-Pure tensors in and out. The functions get the model as a callable ``match(images, keep) -> scores``: ``images`` is a
-batch of ``B`` images, ``keep`` (B, P) bool with the same number of True in every row, the scores (B,) are
+Pure tensors in and out. The functions get the model as a callable ``match(rows, keep) -> scores``: ``rows`` (b,) int64 are the numbers
+of some of its ``B`` images, ``keep`` (b, P) bool with the same number of True in every row, the scores (b,) are
 ``s(K) = cos(f(x restricted to K), g(c))``. Grids are ``(h, w)`` with ``P = h * w``, row by row.
 
 Relevance ``R`` (B, P) says how much a patch adds to the match. Occlusion goes back to Zeiler & Fergus (ECCV 2014), random
@@ -10,7 +10,7 @@ sets to RISE (Petsiuk et al., BMVC 2018); both here remove tokens where those pa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -24,8 +24,10 @@ from cmgcli.errors import SettingsError
 Match = Callable[[Tensor, Tensor], Tensor]
 
 MATCH_FLOOR = 0.2
+FEWEST_PAIRS = 8
 TOLERANCE = 0.2  # of the range of a match over the sizes
 KEEP_SIZES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0)
+FEW_KEEP_SIZES = (0.15, 0.3, 0.5, 1.0)  # where each of them costs a pass
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,16 @@ class SampledRelevance:
 
     relevance: Tensor  # (B, P) float32
     standard_error: Tensor  # (B, P) float32
+    pairs: Tensor  # (B,) int64, how many it took
 
 
-def occlusion(match: Match, images: Tensor, grid: tuple[int, int], *, window: int = 3, stride: int = 1) -> Tensor:
+def occlusion(match: Match, rows: Tensor, grid: tuple[int, int], *, window: int = 3, stride: int = 1) -> Tensor:
     """Relevance (B, P) by sliding a window: the mean drop in the match over the windows that hide a patch.
 
     The exact reference of the other estimators. Costs one pass per window, about ``P / stride**2``.
 
     Args:
+        rows: (B,) int64, the numbers of the images.
         window, stride: in patches; the last window of a row is moved in, so that every patch is covered.
     Raises:
         SettingsError: the stride would leave patches uncovered.
@@ -49,19 +53,19 @@ def occlusion(match: Match, images: Tensor, grid: tuple[int, int], *, window: in
     if not 1 <= stride <= window:
         raise SettingsError(f"occlusion: expected 1 <= stride <= window, got stride {stride} and window {window}")
     h, w = grid
-    batch = len(images)
-    full = match(images, torch.ones(batch, h * w, dtype=torch.bool, device=images.device))  # (B,)
-    drop = torch.zeros(batch, h * w, device=images.device)
-    times = torch.zeros(h * w, device=images.device)
+    batch = len(rows)
+    full = match(rows, torch.ones(batch, h * w, dtype=torch.bool, device=rows.device))  # (B,)
+    drop = torch.zeros(batch, h * w, device=rows.device)
+    times = torch.zeros(h * w, device=rows.device)
     tall, wide = min(window, h), min(window, w)
     if tall * wide == h * w:
         raise SettingsError(f"occlusion: a window of {window} hides the whole {h} x {w} grid; choose a smaller one")
     for top in _starts(h, tall, stride):
         for left in _starts(w, wide, stride):
-            hidden = torch.zeros(h, w, dtype=torch.bool, device=images.device)
+            hidden = torch.zeros(h, w, dtype=torch.bool, device=rows.device)
             hidden[top : top + tall, left : left + wide] = True
             hidden = hidden.flatten()
-            seen = match(images, (~hidden).expand(batch, -1))
+            seen = match(rows, (~hidden).expand(batch, -1))
             drop[:, hidden] += (full - seen).unsqueeze(1)
             times[hidden] += 1
     return drop / times
@@ -72,37 +76,49 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
     return sorted({*range(0, last + 1, stride), last})
 
 
-def sampled(match: Match, images: Tensor, grid: tuple[int, int], *, pairs: int = 24, seed: int = 0) -> SampledRelevance:
+def sampled(match: Match, rows: Tensor, grid: tuple[int, int], *, pairs: int = 20, unsettled: float = 0.2, seed: int = 0) -> SampledRelevance:
     """Relevance ``E[s | p seen] - E[s | p hidden]`` from random halves of the grid, each with its complement.
 
     Complementary (antithetic) halves cancel what all patches share. The halves are smooth blobs rather than salt and
     pepper, because neighbours matter together. The same halves serve every image, so that a relevance does not depend
-    on the batch it was computed in. Costs ``2 * pairs`` passes over half of the tokens.
+    on the batch it was computed in. An image is done when its ranking is settled. Costs two passes over half of the tokens for each pair.
 
+    Args:
+        rows: (B,) int64, the numbers of the images.
+        pairs: the most for an image.
+        unsettled: share of the variance over the patches that may be that of the errors, from 8 pairs on, where the ranking counts as settled.
     Raises:
         SettingsError: fewer than 2 pairs, from which no standard error follows.
     """
     if pairs < 2:
         raise SettingsError(f"sampled: expected at least 2 pairs, got {pairs}")
     h, w = grid
-    batch = len(images)
     generator = torch.Generator().manual_seed(seed)
-    total = torch.zeros(batch, h * w, device=images.device)
-    squares = torch.zeros_like(total)
-    for _ in range(pairs):
+    mean = torch.zeros(len(rows), h * w, device=rows.device)
+    squares = torch.zeros_like(mean)  # of what the terms differ from their mean
+    times = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+    open_rows = torch.arange(len(rows), device=rows.device)
+    while len(open_rows) and times[open_rows[0]] < pairs:
         coarse = torch.rand(1, 1, (h + 1) // 2 + 1, (w + 1) // 2 + 1, generator=generator)
         field = F.interpolate(coarse, (h, w), mode="bilinear", align_corners=True).flatten()  # (P,)
         field = field + 1e-3 * torch.rand(h * w, generator=generator)
         seen = torch.zeros(h * w, dtype=torch.bool)
         seen[field.argsort()[: h * w // 2]] = True
-        seen = seen.to(images.device)
-        difference = match(images, seen.expand(batch, -1)) - match(images, (~seen).expand(batch, -1))  # (B,)
-        term = torch.where(seen, difference.unsqueeze(1), -difference.unsqueeze(1))  # (B, P)
-        total += term
-        squares += term**2
-    mean = total / pairs
-    variance = (squares / pairs - mean**2).clamp(min=0) * pairs / (pairs - 1)
-    return SampledRelevance(mean, (variance / pairs).sqrt())
+        seen = seen.to(rows.device).expand(len(open_rows), -1)
+        difference = match(rows[open_rows], seen) - match(rows[open_rows], ~seen)
+        term = torch.where(seen, difference.unsqueeze(1), -difference.unsqueeze(1))
+        times[open_rows] += 1
+        off = term - mean[open_rows]
+        mean[open_rows] += off / times[open_rows].unsqueeze(1)
+        squares[open_rows] += off * (term - mean[open_rows])
+        settled = _square_error(squares, times)[open_rows].mean(1) <= unsettled * mean[open_rows].var(1)
+        open_rows = open_rows[~(settled & (times[open_rows] >= FEWEST_PAIRS))]
+    return SampledRelevance(mean, _square_error(squares, times).sqrt(), times)
+
+
+def _square_error(squares: Tensor, times: Tensor) -> Tensor:
+    """Square of the standard error (B, P) of means over ``times`` (B,) terms, from the sum of squares of their deviations."""
+    return squares / (times * (times - 1)).clamp(min=1).unsqueeze(1)
 
 
 def fast(dense: Tensor, text: Tensor) -> Tensor:
@@ -117,6 +133,20 @@ def fast(dense: Tensor, text: Tensor) -> Tensor:
     """
     norm = dense.mean(dim=1).norm(dim=-1, keepdim=True).clamp(min=1e-12)  # (B, 1)
     return torch.einsum("bpd,bd->bp", dense, text) / (norm * dense.shape[1])
+
+
+def first_order(worth: Tensor, grid: tuple[int, int], *, window: int = 3) -> Tensor:
+    """Relevance (B, P): `occlusion` at a stride of one, the drop of each window taken to first order, as the sum over its patches.
+
+    For any tower that can weigh its patches, at the cost of one backward pass.
+
+    Args:
+        worth: (B, P) derivative of the match by the logarithm of how often a patch counts; see `Encoder.encode_with_worth`.
+        window: in patches, at most the grid.
+    """
+    kernel = worth.new_ones(1, 1, min(window, grid[0]), min(window, grid[1]))
+    drops = F.conv2d(worth.view(-1, 1, *grid), kernel)  # of each window
+    return (F.conv_transpose2d(drops, kernel) / F.conv_transpose2d(torch.ones_like(drops), kernel)).flatten(1)
 
 
 def entropy(relevance: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -139,11 +169,17 @@ def top_patches(relevance: Tensor, count: int) -> Tensor:
 
 
 def keep_mask(
-    match: Match, images: Tensor, relevance: Tensor, grid: tuple[int, int], *, keep: float | str = "auto", tolerance: float = TOLERANCE
+    match: Match,
+    relevance: Tensor,
+    grid: tuple[int, int],
+    *,
+    keep: float | str = "auto",
+    sizes: Sequence[float] = KEEP_SIZES,
+    tolerance: float = TOLERANCE,
 ) -> Tensor:
     """The keep mask (B, P) bool: nearly the best match, and no hole where a defect could fall through.
 
-    ``auto`` evaluates the nested top-k sets of `KEEP_SIZES` and takes the *largest* whose match is within ``tolerance``
+    ``auto`` evaluates the nested top-k sets of ``sizes``, shares of the grid, and takes the *largest* whose match is within ``tolerance``
     (of the match's own range over the sizes, at least 0.01 in cosine) of the best: what does not lower the match may
     stay, because a part of an object matches its caption as well as the whole, and the rest of the object is where a
     defect may be (``tests/benchmarks/keep_rule.py`` compares it with the smallest set). Where no set reaches
@@ -155,16 +191,17 @@ def keep_mask(
     """
     patches = grid[0] * grid[1]
     if keep == "auto":
-        sizes = sorted({max(1, round(size * patches)) for size in KEEP_SIZES})
-        matches = torch.stack([match(images, top_patches(relevance, size)) for size in sizes], dim=1)  # (B, sizes)
+        counts = sorted({max(1, round(size * patches)) for size in sizes})
+        rows = torch.arange(len(relevance), device=relevance.device)
+        matches = torch.stack([match(rows, top_patches(relevance, count)) for count in counts], dim=1)  # (B, sizes)
         best, worst = matches.amax(1, keepdim=True), matches.amin(1, keepdim=True)
         slack = (tolerance * (best - worst)).clamp(min=0.01)
         within = (matches >= best - slack).to(torch.int8)
-        last = len(sizes) - 1 - within.flip(1).argmax(dim=1)  # (B,)
-        chosen = torch.tensor(sizes, device=relevance.device)[last]
+        last = len(counts) - 1 - within.flip(1).argmax(dim=1)  # (B,)
+        chosen = torch.tensor(counts, device=relevance.device)[last]
         chosen[best.squeeze(1) < MATCH_FLOOR] = patches
     elif isinstance(keep, int | float) and 0 < keep <= 1:
-        chosen = torch.full((len(images),), max(1, round(keep * patches)), device=relevance.device)
+        chosen = torch.full((len(relevance),), max(1, round(keep * patches)), device=relevance.device)
     else:
         raise SettingsError(f"keep: expected auto or a share in (0, 1], got {keep!r}")
     rank = relevance.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # (B, P)

@@ -128,18 +128,53 @@ class Encoder:
         try:
             return self._forward(pixels, index, layers)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(pixels) == 1:
-                raise EncoderError(
-                    f"encoder {self.name}: there is not enough memory on {self.device} for one image ({first_line(error)}); choose a smaller encoder"
-                ) from error
+            if len(pixels) == 1 or not is_out_of_memory(error):
+                raise self._too_small(error) from error
         _say_halved_once()  # here the error is gone, and with it the tensors of the forward pass that its traceback held
         half = len(pixels) // 2
         first = self.encode_image(pixels[:half], index=None if index is None else index[:half], layers=layers)
         second = self.encode_image(pixels[half:], index=None if index is None else index[half:], layers=layers)
         patches = tuple(torch.cat(pair) for pair in zip(first.patches, second.patches, strict=True))
         return ImageFeatures(torch.cat([first.embedding, second.embedding]), torch.cat([first.dense, second.dense]), patches)
+
+    def encode_with_worth(self, pixels: Tensor, text: Callable[[Tensor, slice], Tensor], *, layers: Sequence[int] = ()) -> tuple[ImageFeatures, Tensor, Tensor]:
+        """`encode_image` of all patches, and what each of them is worth to the match with a caption, to first order.
+
+        Costs a forward and a backward pass, each image for itself, so that memory holds what one of them needs.
+
+        Args:
+            pixels: (B, 3, S, S) float32, from `preprocess`.
+            text: gives the captions (b, D) of the images that a slice of the batch names; it is shown their embeddings (b, D).
+            layers: blocks whose patch tokens are wanted.
+        Returns:
+            The features, the captions (B, D), and the derivative (B, P) of the cosine by the logarithm of how often a patch counts.
+        Raises:
+            EncoderError: a single image does not fit into memory.
+        """
+        features, captions, worths = [], [], []
+        for i in range(len(pixels)):
+            row = slice(i, i + 1)
+            try:
+                with torch.inference_mode(False), torch.enable_grad():
+                    weight = torch.zeros(1, self.patch_count, device=self.device, requires_grad=True)
+                    out = self.tower(pixels[row].clone(), None, layers, weight)
+                    embedding = nn.functional.normalize(out.embedding, dim=-1)
+                    caption = text(embedding.detach(), row).clone()
+                    (worth,) = torch.autograd.grad((embedding * caption).sum(), weight)
+            except (RuntimeError, MemoryError) as error:
+                raise self._too_small(error) from error
+            features.append(ImageFeatures(embedding.detach(), out.dense.detach(), tuple(layer.detach() for layer in out.layers)))
+            captions.append(caption)
+            worths.append(worth)
+        patches = tuple(torch.cat(parts) for parts in zip(*(one.patches for one in features), strict=True))
+        joined = ImageFeatures(torch.cat([one.embedding for one in features]), torch.cat([one.dense for one in features]), patches)
+        return joined, torch.cat(captions), torch.cat(worths)
+
+    def _too_small(self, error: BaseException) -> BaseException:
+        """What to raise for an error on a single image: the same one, or that the memory is too small."""
+        if not is_out_of_memory(error):
+            return error
+        return EncoderError(f"encoder {self.name}: there is not enough memory on {self.device} for one image ({first_line(error)}); choose a smaller encoder")
 
     def _forward(self, pixels: Tensor, index: Tensor | None, layers: Sequence[int]) -> ImageFeatures:
         step = self.at_once or len(pixels)

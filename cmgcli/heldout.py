@@ -89,24 +89,16 @@ def gather(model: Model, looks: Looks, numbers: Sequence[int], *, made_up: int, 
         normal += [parts.values for parts in judged]
         for _ in range(DRAWN_PER_IMAGE):
             broken = [_with_defect(view, rng) for view in basis]
-            seen = _judged(model, _look_again(looks, basis, [defect.image for defect in broken], [view.text for view in basis]))
+            seen = _judged(model, look_by(looks.encoder, looks.settings, [defect.image for defect in broken], [view.text for view in basis]))
             drawn += [parts.values for parts in seen]
             places += [_places(parts, defect.mask) for parts, defect in zip(seen, broken, strict=True)]
         if language.guided:
             swapped = [(view, text) for view in basis if (text := _other_caption(language, view.text, rng)) is not None]
-            others = [view for view, _ in swapped]
-            again = _look_again(looks, others, [view.image for view in others], [text for _, text in swapped])
+            again = look_by(looks.encoder, looks.settings, [view.image for view, _ in swapped], [text for _, text in swapped])
             wrong += [parts.values for parts in _judged(model, again)]
         report(len(normal))
     columns = ((normal, 3), (peaks, 2), (drawn, 3), (places, 2), (wrong, 3))
     return Evidence(*(np.reshape(values, (-1, width)).astype(np.float64) for values, width in columns))
-
-
-def _look_again(looks: Looks, views: Sequence[View], images: Sequence[np.ndarray], texts: Sequence[torch.Tensor]) -> list[View]:
-    if not views:
-        return []
-    stacked = torch.stack([text.to(view.text) for text, view in zip(texts, views, strict=True)])
-    return look_by(looks.encoder, looks.settings, images, lambda _: stacked)
 
 
 def _judged(model: Model, views: Sequence[View]) -> list[Parts]:

@@ -78,7 +78,7 @@ class Looks:
             good = {i: image for i, (_, image) in zip(rows, batch, strict=True) if not isinstance(image, ImageError)}
             images = [np.ascontiguousarray(image[:, ::-1]) if self.mirrored else image for image in good.values()]
             texts = [self.text[self.records[i].text] for i in good]
-            views = look_by(self.encoder, self.settings, images, lambda found, texts=texts: torch.stack(texts).to(found)) if good else []
+            views = look_by(self.encoder, self.settings, images, texts)
             seen = dict(zip(good, views, strict=True))
             for i, view in seen.items():
                 self.held.offer(i, view)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -93,7 +93,7 @@ class Model:
                 known[caption] = self.encoder.encode_text([caption])[0].cpu()
             good = [i for i, (_, image) in enumerate(batch) if not isinstance(image, ImageError)]
             texts = [None if given[i] is None else known[given[i]] for i in good]
-            views = look_with(self, [batch[i][1] for i in good], texts) if good else []
+            views = look_with(self, [batch[i][1] for i in good], texts)
             seen = dict(zip(good, views, strict=True))
             for i, (name, image) in enumerate(batch):
                 if i in seen:
@@ -130,9 +130,13 @@ class Model:
         return Inspection(row, view, anomaly_map(detector, view, parts) if maps else None, parts)
 
 
-def look_by(encoder: Encoder, settings: Settings, images: Sequence[np.ndarray], text: Callable[[Tensor], Tensor]) -> list[View]:
+def look_by(
+    encoder: Encoder, settings: Settings, images: Sequence[np.ndarray], texts: Sequence[Tensor | None], stored: Tensor | None = None
+) -> list[View]:
     """`look` as the settings say, and nearer where they ask for tiles; without CMER every patch is kept."""
-    views = look(encoder, images, text, layers=settings.layers, relevance=settings.relevance, keep=settings.keep if settings.cmer else None)
+    if not images:
+        return []
+    views = look(encoder, images, texts, stored=stored, layers=settings.layers, relevance=settings.relevance, keep=settings.keep if settings.cmer else None)
     if settings.tile is None:
         return views
     return [look_nearer(encoder, view, layers=settings.layers, tile=settings.tile, overlap=settings.overlap) for view in views]
@@ -140,13 +144,7 @@ def look_by(encoder: Encoder, settings: Settings, images: Sequence[np.ndarray], 
 
 def look_with(model: Model, images: Sequence[np.ndarray], texts: Sequence[Tensor | None]) -> list[View]:
     """`look` with given caption embeddings; where one is None, the stored caption that matches the whole image best."""
-    stored = model.detector.language.text.to(model.encoder.device)
-
-    def text(embeddings: Tensor) -> Tensor:
-        nearest = stored[(embeddings @ stored.T).argmax(1)]
-        return torch.stack([nearest[i] if t is None else t.to(nearest) for i, t in enumerate(texts)])
-
-    return look_by(model.encoder, model.detector.settings, images, text)
+    return look_by(model.encoder, model.detector.settings, images, texts, model.detector.language.text)
 
 
 @dataclass(frozen=True)

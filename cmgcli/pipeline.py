@@ -282,9 +282,7 @@ def mask(
         good = [i for i, (_, image) in enumerate(batch) if not isinstance(image, ImageError)]
         wanted = embedded[[number[rows[i].text] for i in good]]  # (b, D)
         views = (
-            look(tower, [batch[i][1] for i in good], lambda _, wanted=wanted: wanted, layers=tower.feature_layers, relevance=estimator, keep=keep)
-            if good
-            else []
+            look(tower, [batch[i][1] for i in good], list(wanted), layers=tower.feature_layers, relevance=estimator, keep=keep) if good else []
         )
         seen = dict(zip(good, views, strict=True))
         for i, record in enumerate(rows):

@@ -63,15 +63,34 @@ class Block(nn.Module):
         self.rise, self.fall = nn.Linear(width, inner), nn.Linear(inner, width)
         self.scale_1, self.scale_2 = (nn.Parameter(torch.ones(width)) if scaled else None for _ in range(2))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """See the class. mask: (..., L) bool, False for the tokens that none looks at."""
+    def forward(self, x: Tensor, mask: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
+        """See the class.
+
+        mask: (..., L) bool, False for the tokens that none looks at. weight: (B, L) logarithm of how often each token is there to be looked at.
+        """
         batch, length, width = x.shape
         dtype = self.qkv.weight.dtype
         joint = self.qkv(self.ln_1(x).to(dtype)).view(batch, length, 3, self.heads, width // self.heads)
         query, key, value = joint.permute(2, 0, 3, 1, 4)  # each (B, heads, L, W / heads)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).reshape(batch, length, width)
+        if weight is None:
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        else:
+            mixed = _weighted_attention(query, key, value, weight)
+        mixed = mixed.transpose(1, 2).reshape(batch, length, width)
         x = x + _scaled(self.out(mixed), self.scale_1)
         return x + _scaled(self.fall(self.activation(self.rise(self.ln_2(x).to(dtype)))), self.scale_2)
+
+
+def _weighted_attention(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Tensor:
+    """Attention with ``weight`` (B, L) added to the logits of the keys, as one more coordinate of each: torch's fused kernel
+    then serves its derivative as well, which it does not for a mask."""
+    batch, heads, length, size = query.shape
+    scale, more = size**-0.5, 8  # coordinates, as many as keep the kernel's blocks whole
+    column = (weight / scale).to(key.dtype).view(batch, 1, length, 1).expand(-1, heads, -1, -1)
+    zeros = query.new_zeros(batch, heads, length, more - 1)
+    query = torch.cat([query, torch.ones_like(column), zeros], dim=-1)
+    key, value = torch.cat([key, column, zeros], dim=-1), F.pad(value, (0, more))
+    return F.scaled_dot_product_attention(query, key, value, scale=scale)[..., :size]
 
 
 def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
@@ -103,14 +122,19 @@ class Tower(nn.Module):
         self.load_state_dict(weights | {"embed.weight": state["conv1.weight"].flatten(1)}, assign=True)
         self.eval().requires_grad_(False)
 
-    def forward(self, pixels: Tensor, index: Tensor | None = None, layers: Sequence[int] = ()) -> TowerOutput:
-        """One pass over the patches that ``index`` (B, K) int64 names, row by row, and the class token; None keeps all ``P``."""
+    def forward(self, pixels: Tensor, index: Tensor | None = None, layers: Sequence[int] = (), weight: Tensor | None = None) -> TowerOutput:
+        """One pass over the patches that ``index`` (B, K) int64 names, row by row, and the class token; None keeps all ``P``.
+
+        weight: (B, K), the logarithm of how often each patch counts, in all attention and in the mean: 0 once, minus infinity not at all,
+            as if it were left out. Its derivative says what leaving out a patch does to first order. None: all count once.
+        """
         x, seen = self.tokens(pixels, index), {}
+        of_tokens = None if weight is None else F.pad(weight, (1, 0))
         for number, block in enumerate(self.blocks):
-            x = block(x)
+            x = block(x, weight=of_tokens)
             if number in layers:
                 seen[number] = x[:, 1:]
-        return self._read_out(x, tuple(seen[layer] for layer in layers))
+        return self._read_out(x, tuple(seen[layer] for layer in layers), weight)
 
     def tokens(self, pixels: Tensor, index: Tensor | None = None) -> Tensor:
         """What goes into the first block: (B, 1 + K, W), the class token first."""
@@ -122,13 +146,13 @@ class Tower(nn.Module):
         first = (self.class_embedding + self.positional_embedding[0]).expand(len(pixels), 1, -1)
         return self.ln_pre(torch.cat([first, self.embed(patches) + places], dim=1))
 
-    def _read_out(self, x: Tensor, layers: tuple[Tensor, ...]) -> TowerOutput:
+    def _read_out(self, x: Tensor, layers: tuple[Tensor, ...], weight: Tensor | None) -> TowerOutput:
         normed = self.ln_post(x)
         dense = normed[:, 1:] @ self.proj
         if self.shape.norm_after_pool:
-            embedding = self.ln_post(x[:, 1:].mean(1) if self.shape.averages else x[:, 0]) @ self.proj
+            embedding = self.ln_post(_mean(x[:, 1:], weight) if self.shape.averages else x[:, 0]) @ self.proj
         else:
-            embedding = (normed[:, 1:].mean(1) if self.shape.averages else normed[:, 0]) @ self.proj
+            embedding = (_mean(normed[:, 1:], weight) if self.shape.averages else normed[:, 0]) @ self.proj
         return TowerOutput(embedding, dense, layers)
 
     def in_bfloat16(self) -> Tower:
@@ -137,6 +161,11 @@ class Tower(nn.Module):
             for linear in (block.qkv, block.out, block.rise, block.fall):
                 linear.to(torch.bfloat16)
         return self
+
+
+def _mean(tokens: Tensor, weight: Tensor | None) -> Tensor:
+    """(B, K, W) to (B, W); weight: (B, K) logarithms."""
+    return tokens.mean(1) if weight is None else (tokens * weight.softmax(1).unsqueeze(-1)).sum(1)
 
 
 _NAMES = {

@@ -60,6 +60,11 @@ class Meter:
         self.encoder, self.pixels = encoder, pixels
         self.passes = torch.zeros(len(pixels), dtype=torch.float64)
 
+    def encode_with_worth(self, text: Callable[[Tensor, slice], Tensor], layers: Sequence[int]) -> tuple[ImageFeatures, Tensor, Tensor]:
+        """`Encoder.encode_with_worth`; the way back counts as a pass."""
+        self.passes += 2
+        return self.encoder.encode_with_worth(self.pixels, text, layers=layers)
+
     def encode(self, keep: Tensor | None = None, *, rows: Tensor | slice = slice(None), layers: Sequence[int] = ()) -> ImageFeatures:
         """`Encoder.encode_image` of the images `rows` through the patches ``keep`` (b, P) bool, equally many in each row."""
         index = None if keep is None else keep_index(keep)
@@ -67,11 +72,14 @@ class Meter:
         return self.encoder.encode_image(self.pixels[rows], index=index, layers=layers)
 
 
-def token_match(meter: Meter, text: Tensor) -> cmer.Match:
-    """The match of the meter's images with (B, D) captions through the kept tokens only: ``match(_, keep (B, P)) -> (B,)``."""
+def token_match(meter: Meter, text: Tensor, whole: Tensor) -> cmer.Match:
+    """The match of the meter's images with (B, D) captions through the kept tokens only: ``match(rows (b,), keep (b, P)) -> (b,)``.
 
-    def match(_: Tensor, keep: Tensor) -> Tensor:
-        return (meter.encode(keep).embedding * text).sum(1)
+    whole: (B, D) embeddings through all patches, which take no other pass.
+    """
+
+    def match(rows: Tensor, keep: Tensor) -> Tensor:
+        return ((whole[rows] if keep.all() else meter.encode(keep, rows=rows).embedding) * text[rows]).sum(1)
 
     return match
 
@@ -84,9 +92,9 @@ def keep_index(keep: Tensor) -> Tensor:
 def pooled_match(dense: Tensor, text: Tensor) -> cmer.Match:
     """The match without another pass, where the embedding is a mean of tokens: the mean over the kept ones alone."""
 
-    def match(_: Tensor, keep: Tensor) -> Tensor:
-        pooled = torch.nn.functional.normalize((dense * keep.unsqueeze(-1)).sum(1), dim=-1)  # (B, D)
-        return (pooled * text).sum(1)
+    def match(rows: Tensor, keep: Tensor) -> Tensor:
+        pooled = torch.nn.functional.normalize((dense[rows] * keep.unsqueeze(-1)).sum(1), dim=-1)  # (b, D)
+        return (pooled * text[rows]).sum(1)
 
     return match
 
@@ -94,8 +102,9 @@ def pooled_match(dense: Tensor, text: Tensor) -> cmer.Match:
 def look(
     encoder: Encoder,
     images: Sequence[np.ndarray],
-    text: Callable[[Tensor], Tensor],
+    texts: Sequence[Tensor | None],
     *,
+    stored: Tensor | None = None,
     layers: tuple[int, ...],
     relevance: str,
     keep: float | str | None,
@@ -104,19 +113,28 @@ def look(
 
     Args:
         images: ``B`` arrays (H, W, 3) uint8.
-        text: from the (B, D) embeddings of the whole images to the (B, D) caption embeddings that guide CMER.
+        texts: the ``B`` caption embeddings (D,) that guide CMER; None stands for the one of ``stored`` (U, D) that matches the whole image best.
         layers: blocks whose tokens make the patch features.
         relevance: fast, sampled or occlusion.
-        keep: auto, or the share of patches to keep; None keeps all, which is no CMER.
+        keep: auto, or the share of patches to keep; None keeps all, which is no CMER, and asks for no relevance that costs a pass.
     """
-    meter = Meter(encoder, encoder.preprocess(images))
-    full = meter.encode(layers=layers)
-    captions = text(full.embedding)  # (B, D)
-    scores = relevance_of(meter, relevance, full.dense, captions)  # (B, P)
+
+    def caption_of(found: Tensor, rows: slice) -> Tensor:
+        wanted = texts[rows]
+        return torch.stack([stored.to(one)[(stored.to(one) @ one).argmax()] if text is None else text.to(one) for one, text in zip(found, wanted, strict=True)])
+
+    meter, pooled = Meter(encoder, encoder.preprocess(images)), relevance == "fast" and encoder.averages
+    if relevance == "fast" and not pooled and keep is not None:
+        full, captions, worth = meter.encode_with_worth(caption_of, layers)
+        scores = cmer.first_order(worth, encoder.grid)  # (B, P)
+    else:
+        full = meter.encode(layers=layers)
+        captions = caption_of(full.embedding, slice(None))  # (B, D)
+        scores = relevance_of(meter, relevance, full, captions) if pooled or keep is not None else full.embedding.new_zeros(len(images), encoder.patch_count)
     kept = torch.ones_like(scores, dtype=torch.bool)
     if keep is not None:
-        match = pooled_match(full.dense, captions) if relevance == "fast" else token_match(meter, captions)
-        kept = cmer.keep_mask(match, meter.pixels, scores, encoder.grid, keep=keep)
+        match = pooled_match(full.dense, captions) if pooled else token_match(meter, captions, full.embedding)
+        kept = cmer.keep_mask(match, scores, encoder.grid, keep=keep, sizes=cmer.KEEP_SIZES if pooled else cmer.FEW_KEEP_SIZES)
     return _views(meter, full, images, captions, scores, kept, layers)
 
 
@@ -171,13 +189,17 @@ def _views(
     return views
 
 
-def relevance_of(meter: Meter, estimator: str, dense: Tensor, text: Tensor) -> Tensor:
-    """Relevance (B, P) by the named estimator of `cmer`, of the meter's images for (B, D) captions."""
+def relevance_of(meter: Meter, estimator: str, full: ImageFeatures, text: Tensor) -> Tensor:
+    """Relevance (B, P) by the named estimator of `cmer`, of the meter's images for (B, D) captions; ``full`` is what all patches gave.
+
+    ``fast`` is that of a tower that averages; see `look` for the others.
+    """
     if estimator == "fast":
-        return cmer.fast(dense, text)
+        return cmer.fast(full.dense, text)
+    match, rows = token_match(meter, text, full.embedding), torch.arange(len(text), device=text.device)
     if estimator == "sampled":
-        return cmer.sampled(token_match(meter, text), meter.pixels, meter.encoder.grid).relevance
-    return cmer.occlusion(token_match(meter, text), meter.pixels, meter.encoder.grid, window=3, stride=2)
+        return cmer.sampled(match, rows, meter.encoder.grid).relevance
+    return cmer.occlusion(match, rows, meter.encoder.grid, window=3, stride=2)
 
 
 def best_other(whole: Tensor, text: Tensor, own: int) -> tuple[int | None, float | None]:
@@ -191,11 +213,9 @@ def best_other(whole: Tensor, text: Tensor, own: int) -> tuple[int | None, float
 
 
 def choose_relevance(encoder: Encoder, estimator: str | None) -> str:
-    """The estimator asked for; by default ``fast`` where it is exact (an averaging tower), else ``sampled``."""
+    """The estimator asked for; by default ``fast``."""
     if estimator is None:
-        return "fast" if encoder.averages else "sampled"
+        return "fast"
     if estimator not in RELEVANCE:
         raise SettingsError(f"relevance: expected one of {', '.join(RELEVANCE)}, got {estimator!r}")
-    if estimator == "fast" and not encoder.averages:
-        raise SettingsError(f"relevance fast needs an encoder that averages its patch tokens, {encoder.name} does not; use sampled or occlusion")
     return estimator

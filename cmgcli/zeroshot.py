@@ -140,7 +140,7 @@ class ZeroShot:
         """The images through CMER, each under its caption."""
         text = self.states.text[[self.states.captions.index(caption) for caption in captions]]
         relevance = choose_relevance(self.encoder, None)
-        return look(self.encoder, images, lambda _: text, layers=self.encoder.feature_layers, relevance=relevance, keep="auto") if images else []
+        return look(self.encoder, images, list(text), layers=self.encoder.feature_layers, relevance=relevance, keep="auto") if images else []
 
     def looked(self, paths: Iterable[Path | str], batch_size: int, live: bool = False) -> Iterator[tuple[Path | str, View | None, str]]:
         """Each path with its view, or with the reason why there is none."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cmgcli.cmer import entropy, fast, grow, keep_mask, occlusion, sampled, top_patches
+from cmgcli.cmer import entropy, fast, first_order, grow, keep_mask, occlusion, sampled, top_patches
 from cmgcli.errors import SettingsError
 
 GRID = (6, 7)
@@ -13,7 +13,7 @@ P = 42
 
 def additive(worth: torch.Tensor):
     """A match that sums the worth (B, P) of the kept patches."""
-    return lambda images, keep: (worth * keep).sum(1)
+    return lambda rows, keep: (worth[rows] * keep).sum(1)
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def worth() -> torch.Tensor:
 
 
 def test_occlusion_of_one_patch_is_what_the_patch_is_worth(worth):
-    torch.testing.assert_close(occlusion(additive(worth), torch.zeros(2, 1), GRID, window=1), worth)
+    torch.testing.assert_close(occlusion(additive(worth), torch.arange(2), GRID, window=1), worth)
 
 
 @pytest.mark.parametrize(("window", "stride"), [(3, 1), (3, 2), (2, 2)])
@@ -42,18 +42,18 @@ def test_occlusion_equals_its_definition(worth, window, stride):
                     for x in range(left, left + window):
                         drops[y][x].append(hidden)
         expected = torch.tensor([[float(torch.stack(cell).mean()) for cell in row] for row in drops])
-        relevance = occlusion(additive(worth), torch.zeros(2, 1), GRID, window=window, stride=stride)
+        relevance = occlusion(additive(worth), torch.arange(2), GRID, window=window, stride=stride)
         torch.testing.assert_close(relevance[b].view(GRID), expected)
 
 
 def test_occlusion_refuses_to_leave_patches_uncovered(worth):
     with pytest.raises(SettingsError, match="1 <= stride <= window"):
-        occlusion(additive(worth), torch.zeros(2, 1), GRID, window=2, stride=3)
+        occlusion(additive(worth), torch.arange(2), GRID, window=2, stride=3)
 
 
 def test_sampled_approaches_the_worth_and_its_error_shrinks(worth):
-    few = sampled(additive(worth), torch.zeros(2, 1), GRID, pairs=8)
-    many = sampled(additive(worth), torch.zeros(2, 1), GRID, pairs=512)
+    few = sampled(additive(worth), torch.arange(2), GRID, pairs=8, unsettled=0)
+    many = sampled(additive(worth), torch.arange(2), GRID, pairs=512, unsettled=0)
     assert many.standard_error.mean() < few.standard_error.mean() / 4
     assert np.corrcoef(many.relevance.flatten(), worth.flatten())[0, 1] > 0.8
     inside, outside = many.relevance[0][worth[0] > 0], many.relevance[0][worth[0] == 0]
@@ -61,9 +61,30 @@ def test_sampled_approaches_the_worth_and_its_error_shrinks(worth):
 
 
 def test_sampled_is_the_same_alone_and_in_a_batch(worth):
-    both = sampled(additive(worth), torch.zeros(2, 1), GRID, pairs=4).relevance
-    alone = sampled(additive(worth[1:]), torch.zeros(1, 1), GRID, pairs=4).relevance
+    both = sampled(additive(worth), torch.arange(2), GRID, pairs=4).relevance
+    alone = sampled(additive(worth[1:]), torch.arange(1), GRID, pairs=4).relevance
     torch.testing.assert_close(both[1:], alone)
+
+
+@pytest.mark.parametrize("window", [1, 2, 3])
+def test_the_first_order_of_a_sum_is_its_occlusion(worth, window):
+    torch.testing.assert_close(first_order(worth, GRID, window=window), occlusion(additive(worth), torch.arange(2), GRID, window=window))
+
+
+def test_sampled_stops_where_the_ranking_is_settled_and_each_image_by_itself(worth):
+    clear = torch.zeros(GRID)
+    clear[:, :3] = 1.0  # half of the grid, which few pairs tell
+    noise, asked = torch.Generator().manual_seed(0), []
+
+    def match(rows, keep):
+        asked.append(rows.tolist())
+        return torch.where(rows == 0, (clear.flatten() * keep).sum(1), torch.randn(len(rows), generator=noise))
+
+    found = sampled(match, torch.arange(2), GRID, pairs=100)
+    assert found.pairs[1] == 100 and 8 <= found.pairs[0] < 60
+    assert sum(0 in rows for rows in asked) == 2 * found.pairs[0] and sum(1 in rows for rows in asked) == 200
+    alone = sampled(additive(clear.view(1, -1)), torch.arange(1), GRID, pairs=100)
+    torch.testing.assert_close(alone.relevance[0], found.relevance[0])
 
 
 def test_fast_terms_add_up_to_the_match():
@@ -85,12 +106,12 @@ def test_top_patches_break_ties_by_number():
 
 
 def mean_match(worth: torch.Tensor):
-    return lambda images, keep: (worth * keep).sum(1) / keep.sum(1)
+    return lambda rows, keep: (worth[rows] * keep).sum(1) / keep.sum(1)
 
 
 def test_auto_keeps_the_whole_object_and_little_else(worth):
     """Every patch of the object matches as well as all of them together: none may go."""
-    keep = keep_mask(mean_match(worth - 0.2), torch.zeros(2, 1), worth, GRID)
+    keep = keep_mask(mean_match(worth - 0.2), worth, GRID)
     assert keep[worth > 0].all()
     assert keep[0].float().mean() < 0.7 and keep[1].float().mean() < 0.5
 
@@ -99,7 +120,7 @@ def test_a_defect_inside_the_object_survives(worth):
     """A defect lowers the relevance of its own patch; a bare top-k would throw it away."""
     worth[0].view(GRID)[2, 3] = -1.0
     assert not top_patches(worth, 8)[0].view(GRID)[2, 3]
-    assert keep_mask(mean_match(worth), torch.zeros(2, 1), worth, GRID)[0].view(GRID)[2, 3]
+    assert keep_mask(mean_match(worth), worth, GRID)[0].view(GRID)[2, 3]
 
 
 def test_grow_fills_a_ring():
@@ -116,16 +137,16 @@ def test_grow_keeps_the_image_edge_open():
 
 
 def test_a_caption_that_fits_nothing_discards_nothing(worth):
-    assert keep_mask(mean_match(worth * 0.1), torch.zeros(2, 1), worth, GRID).all()
+    assert keep_mask(mean_match(worth * 0.1), worth, GRID).all()
 
 
 @pytest.mark.parametrize("relevance", [torch.zeros(1, P), torch.full((1, P), -1.0)])
 def test_never_keeps_nothing(relevance):
-    keep = keep_mask(mean_match(relevance), torch.zeros(1, 1), relevance, GRID)
+    keep = keep_mask(mean_match(relevance), relevance, GRID)
     assert keep.any()
 
 
 @pytest.mark.parametrize("keep", ["all", 0, 1.5])
 def test_impossible_keep_is_named(worth, keep):
     with pytest.raises(SettingsError, match="expected auto or a share"):
-        keep_mask(mean_match(worth), torch.zeros(2, 1), worth, GRID, keep=keep)
+        keep_mask(mean_match(worth), worth, GRID, keep=keep)

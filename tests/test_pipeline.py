@@ -14,6 +14,7 @@ from cmgcli.encoder import Encoder
 from cmgcli.errors import CheckpointError, DatasetError, EncoderError, ImageError
 from cmgcli.images import write_png
 from cmgcli.model import Model
+from cmgcli.view import RELEVANCE
 
 
 def captions_of(folder):
@@ -135,13 +136,13 @@ def test_only_anomalous_images_cannot_be_fitted(small_line, tmp_path):
         cmgcli.fit(small_line, file, allow_missing=True, device="cpu")
 
 
-def test_sampled_and_occlusion_relevance_fit_on_any_tower(tiny_folder, small_line):
-    for relevance in ("sampled", "occlusion"):
+def test_every_relevance_fits_on_any_tower(tiny_folder, small_line):
+    for relevance in RELEVANCE:
         model = cmgcli.fit(
             small_line, small_line / "metadata.csv", encoder=f"local-dir:{tiny_folder}", relevance=relevance, adapt=False, device="cpu"
         )
         assert np.isfinite(next(model.score(test_images(small_line)[:1])).score)
-    assert cmgcli.fit(small_line, small_line / "metadata.csv", encoder=f"local-dir:{tiny_folder}", adapt=False).detector.settings.relevance == "sampled"
+    assert cmgcli.fit(small_line, small_line / "metadata.csv", encoder=f"local-dir:{tiny_folder}", adapt=False).detector.settings.relevance == "fast"
 
 
 def test_mask_gives_entropy_and_match(small_line):

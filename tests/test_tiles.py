@@ -5,6 +5,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
+import torch
 from shell import cmg_here, wrong
 
 import cmgcli
@@ -103,9 +104,14 @@ def encoder():
     return load_encoder("builtin", device="cpu")
 
 
+def own(encoder, image: np.ndarray) -> list[torch.Tensor]:
+    """The image's own embedding, for a caption that fits it."""
+    return [encoder.encode_image(encoder.preprocess([image])).embedding[0]]
+
+
 def test_tiles_where_nothing_is_kept_are_skipped(encoder):
     image = washer(0)
-    (view,) = look(encoder, [image], lambda whole: whole, layers=encoder.feature_layers, relevance="fast", keep=0.2)
+    (view,) = look(encoder, [image], own(encoder, image), layers=encoder.feature_layers, relevance="fast", keep=0.2)
     near = look_nearer(encoder, view, layers=encoder.feature_layers, tile=192, overlap=0.25)
     assert 0 < len(near.tiles) < near.tile_count == len(tile_boxes(384, 768, tile=192, overlap=0.25))
     looked = np.zeros(image.shape[:2], bool)
@@ -122,11 +128,12 @@ def test_tiles_where_nothing_is_kept_are_skipped(encoder):
 
 
 def test_a_tile_sees_what_an_image_of_its_own_would(encoder):
-    (view,) = look(encoder, [washer(1)], lambda whole: whole, layers=encoder.feature_layers, relevance="fast", keep=None)
+    image = washer(1)
+    (view,) = look(encoder, [image], own(encoder, image), layers=encoder.feature_layers, relevance="fast", keep=None)
     near = look_nearer(encoder, view, layers=encoder.feature_layers, tile=192, overlap=0)
     assert len(near.tiles) == near.tile_count == 8
     tile = near.tiles[5]
-    (alone,) = look(encoder, [np.ascontiguousarray(tile.image)], lambda whole: whole, layers=encoder.feature_layers, relevance="fast", keep=None)
+    (alone,) = look(encoder, [np.ascontiguousarray(tile.image)], own(encoder, tile.image), layers=encoder.feature_layers, relevance="fast", keep=None)
     assert np.allclose(tile.patches, alone.patches, atol=1e-4)
 
 

@@ -44,6 +44,32 @@ def test_it_gives_what_open_clip_gives(kind, activation):
     torch.testing.assert_close(found.dense, theirs.ln_post(expected["image_intermediates"][1]) @ theirs.proj, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_patch_that_counts_nothing_is_as_good_as_left_out(kind):
+    tower = _tower("a name", their_tower(**KINDS[kind]))
+    pixels, left_out = torch.randn(2, 3, 32, 32), [3, 7]
+    kept = torch.tensor([[p for p in range(16) if p not in left_out]] * 2)
+    weight = torch.zeros(2, 16)
+    weight[:, left_out] = -1e4
+    torch.testing.assert_close(tower(pixels, weight=weight).embedding, tower(pixels, kept).embedding, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(tower(pixels, weight=torch.zeros(2, 16)).embedding, tower(pixels).embedding, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_worth_of_a_patch_is_what_counting_it_less_takes_from_the_match(kind):
+    encoder = Encoder("a name", _tower("a name", their_tower(**KINDS[kind])), lambda: None, sha256="", sharpness=1, mean=(0,) * 3, std=(1,) * 3, device="cpu", precision="float32")
+    pixels, text = torch.randn(2, 3, 32, 32), torch.nn.functional.normalize(torch.randn(2, 16), dim=1)
+    features, captions, worth = encoder.encode_with_worth(pixels, lambda found, rows: text[rows], layers=(1,))
+    plain = encoder.encode_image(pixels, layers=(1,))
+    torch.testing.assert_close((features.embedding, features.dense, features.patches), (plain.embedding, plain.dense, plain.patches), atol=1e-5, rtol=1e-4)
+    assert torch.equal(captions, text) and worth.shape == (2, 16)
+    for patch in (0, 9):
+        step = torch.zeros(2, 16)
+        step[:, patch] = 1e-2
+        more, less = ((torch.nn.functional.normalize(encoder.tower(pixels, weight=by).embedding, dim=1) * text).sum(1) for by in (step, -step))
+        torch.testing.assert_close((more - less) / 2e-2, worth[:, patch], atol=2e-4, rtol=2e-2)
+
+
 def test_weights_are_shared_until_their_precision_changes():
     theirs = their_tower()
     ours = _tower("a name", theirs)

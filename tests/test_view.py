@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from cmgcli.cmer import FEW_KEEP_SIZES
 from cmgcli.encoder import load_encoder
 from cmgcli.view import RELEVANCE, choose_relevance, look
 
@@ -25,7 +26,7 @@ def images(count: int) -> list[np.ndarray]:
 
 def looked(encoder, pictures, relevance, keep="auto"):
     caption = encoder.encode_text(["a photo of a brass gear"])
-    return look(encoder, pictures, lambda whole: caption.expand(len(whole), -1), layers=encoder.feature_layers, relevance=relevance, keep=keep)
+    return look(encoder, pictures, list(caption.expand(len(pictures), -1)), layers=encoder.feature_layers, relevance=relevance, keep=keep)
 
 
 @pytest.mark.parametrize("relevance", RELEVANCE)
@@ -58,5 +59,27 @@ def test_fast_costs_one_pass_and_what_is_kept(builtin):
     assert whole.passes == 1 and torch.equal(whole.embedding, builtin.encode_image(builtin.preprocess(images(1))).embedding[0])
 
 
-def test_the_default_estimator_is_the_cheap_one_where_it_is_exact(tiny, builtin):
-    assert choose_relevance(builtin, None) == "fast" and choose_relevance(tiny, None) == "sampled"
+def test_fast_costs_a_pass_back_and_forth_where_tokens_are_not_averaged(tiny):
+    (view,) = looked(tiny, images(1), "fast", 0.1)
+    assert view.passes == pytest.approx(2 + view.keep.mean())
+    features = tiny.encode_image(tiny.preprocess(images(1)), layers=tiny.feature_layers)
+    torch.testing.assert_close(view.whole, features.embedding[0])
+    (sampled,) = looked(tiny, images(1), "sampled", 0.1)
+    assert sampled.passes > 8 * view.passes
+
+
+@pytest.mark.parametrize("relevance", RELEVANCE)
+def test_without_cmer_no_pass_is_spent_on_relevance(tiny, relevance):
+    (view,) = looked(tiny, images(1), relevance, None)
+    assert view.passes == 1 and view.keep.all()
+
+
+def test_the_default_estimator_is_the_cheap_one(tiny, builtin):
+    assert choose_relevance(builtin, None) == choose_relevance(tiny, None) == "fast"
+
+
+def test_the_match_of_all_patches_takes_no_pass_of_its_own(tiny):
+    (few,), (all_kept,) = looked(tiny, images(1), "occlusion", 0.1), looked(tiny, images(1), "occlusion", "auto")
+    sizes = [max(1, round(size * tiny.patch_count)) / tiny.patch_count for size in FEW_KEEP_SIZES if size < 1]
+    kept = 0 if all_kept.keep.all() else all_kept.keep.mean()
+    assert all_kept.passes - kept == pytest.approx(few.passes - few.keep.mean() + sum(sizes))

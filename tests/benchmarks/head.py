@@ -60,7 +60,7 @@ class Bench:
             batch = records[start : start + 16]
             text = encoder.encode_text([record.text for record in batch])
             images = [read_image(record.path) for record in batch]
-            views += look(encoder, images, lambda _, text=text: text, layers=encoder.feature_layers, relevance="fast", keep="auto")
+            views += look(encoder, images, list(text), layers=encoder.feature_layers, relevance="fast", keep="auto")
         return views
 
     def trial(

@@ -17,10 +17,10 @@ from cmgcli.encoder import load_encoder
 from cmgcli.view import Meter, pooled_match, relevance_of
 
 
-def smallest_within(match, pixels, relevance, grid, *, tolerance: float) -> np.ndarray:
+def smallest_within(match, relevance, grid, *, tolerance: float) -> np.ndarray:
     """The rule that is not used: the smallest set within tolerance, then the same morphology."""
     sizes = sorted({max(1, round(size * relevance.shape[1])) for size in cmer.KEEP_SIZES})
-    matches = torch.stack([match(pixels, cmer.top_patches(relevance, size)) for size in sizes], dim=1)
+    matches = torch.stack([match(torch.arange(len(relevance)), cmer.top_patches(relevance, size)) for size in sizes], dim=1)
     best, worst = matches.amax(1, keepdim=True), matches.amin(1, keepdim=True)
     first = (matches >= best - (tolerance * (best - worst)).clamp(min=0.01)).to(torch.int8).argmax(1)
     cores = [cmer.top_patches(relevance[i : i + 1], sizes[k])[0] for i, k in enumerate(first.tolist())]
@@ -54,15 +54,15 @@ def main(count: int = 96) -> None:
     objects = np.stack(masks) > 0.3
     match = pooled_match(full.dense, text)
     for estimator in ("fast", "sampled", "occlusion"):
-        relevance = relevance_of(Meter(encoder, pixels), estimator, full.dense, text)
+        relevance = relevance_of(Meter(encoder, pixels), estimator, full, text)
         auroc = np.mean([roc_auc_score(o.ravel(), r) for o, r in zip(objects, relevance.numpy(), strict=True)])
         print(f"{estimator}: AUROC of the relevance against the object, per patch: {auroc:.3f}")
     relevance = cmer.fast(full.dense, text)
     print(f"the object itself, grown by one patch: {figures(np.stack([cmer.grow(o) for o in objects]), objects, scenes)}")
     for tolerance in (0.03, 0.1, 0.2):
-        largest = cmer.keep_mask(match, pixels, relevance, encoder.grid, tolerance=tolerance)
+        largest = cmer.keep_mask(match, relevance, encoder.grid, tolerance=tolerance)
         print(f"largest within {tolerance}: {figures(largest.numpy().reshape(-1, *encoder.grid), objects, scenes)}")
-        print(f"smallest within {tolerance}: {figures(smallest_within(match, pixels, relevance, encoder.grid, tolerance=tolerance), objects, scenes)}")
+        print(f"smallest within {tolerance}: {figures(smallest_within(match, relevance, encoder.grid, tolerance=tolerance), objects, scenes)}")
 
 
 if __name__ == "__main__":
