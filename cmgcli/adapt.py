@@ -70,8 +70,8 @@ def train_head(
 ) -> DefectHead:
     """Train a head on crops of normal images with drawn defects; the same seed gives the same head.
 
-    Several ranks draw the crops, each those of its own steps in turn, and share the held-out images; rank 0 alone takes the steps,
-    for so small a net would lose more by the exchange of gradients and batch statistics than it gains by smaller batches.
+    Several ranks draw the crops, those of one step each in turn, and share the held-out images. Rank 0 alone takes the steps: the net
+    normalises by statistics of the whole batch, so that to split a batch would take an exchange in each of its layers.
 
     Args:
         sample: gives crops of one normal image; see `draw_crops`.
