@@ -106,7 +106,7 @@ class Looks:
 
 
 def _packed(view: View | ImageError) -> View | ImageError:
-    """A view for another process: tensors in main memory that hold no more than themselves, tiles without the pixels, which are those of the image."""
+    """A view for another process: tensors in main memory with storage of their own, tiles without the pixels, which are those of the image."""
     if isinstance(view, ImageError):
         return view
     tiles = (replace(tile, image=tile.image[:0]) for tile in view.tiles)

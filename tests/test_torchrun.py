@@ -56,7 +56,8 @@ def test_a_broken_image_ends_both_by_name(small_line, tmp_path):
     shutil.copytree(small_line, line)
     broken = sorted((line / "images").glob("train*"))[20]
     broken.write_bytes(broken.read_bytes()[:500])
-    code, said, err = torchrun("-m", "cmgcli", "fit", "--images", line, "--captions", line / "metadata.csv", "--batch-size", "4", "--no-adapt", "--out", tmp_path / "m.cmg")
+    options = ["--images", line, "--captions", line / "metadata.csv", "--batch-size", "4", "--no-adapt"]
+    code, said, err = torchrun("-m", "cmgcli", "fit", *options, "--out", tmp_path / "m.cmg")
     assert code == 1 and "exitcode  : 2" in err, err
     assert len(said) == 1 and str(broken) in said[0] and "truncated" in said[0]
     assert {path.name for path in tmp_path.iterdir()} == {"line"}
