@@ -7,7 +7,8 @@ Lineage: CutPaste (Li et al. 2021), DRAEM (Zavrtanik et al. 2021), SimpleNet (Li
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cmgcli import ranks
 from cmgcli.defects import KINDS, draw, strongest
 from cmgcli.head import MIN_SIDE, STRIDE, DefectHead, exposure, fast_bfloat16, look_scales
 from cmgcli.snapshot import Course, load_snapshot, save_snapshot
@@ -68,6 +70,9 @@ def train_head(
 ) -> DefectHead:
     """Train a head on crops of normal images with drawn defects; the same seed gives the same head.
 
+    Several ranks draw the crops, those of one step each in turn, and share the held-out images. Rank 0 alone takes the steps: the net
+    normalises by statistics of the whole batch, so that to split a batch would take an exchange in each of its layers.
+
     Args:
         sample: gives crops of one normal image; see `draw_crops`.
         steps: the most gradient steps, each on at least ``batch`` crops.
@@ -85,29 +90,40 @@ def train_head(
     course = Course(decay_from=steps - descent)
     if snapshot is not None:
         course = load_snapshot(snapshot, snapshot_key, head, optimizer) or course
-    for pixels, target, counts in _ahead(lambda step: _batch(sample, np.random.default_rng((seed % 2**32, step)), batch), course.step):
+    for crops in _drawn(lambda step: _batch(sample, np.random.default_rng((seed % 2**32, step)), batch), course.step):
         end = course.decay_from + descent
         if course.step >= end:
             break
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * _rate(course, steps, end)
-        with torch.autocast(device, torch.bfloat16, enabled=fast_bfloat16(device)):
-            logits = head(pixels.to(device))
-        loss = _loss(logits.float(), target.to(device), counts.to(device))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(head.parameters(), 1.0)
-        optimizer.step()
-        course = course.after(float(loss.detach()))
+        loss = float("nan")
+        if ranks.leads():
+            loss = _step(head, optimizer, *(tensor.to(device) for tensor in crops), learning_rate=learning_rate * _rate(course, steps, end))
+        course = course.after(loss)
         if course.step % CHECKS == 0 and course.step < end:
             if validate is not None:
+                ranks.copy_of_first(head)
                 course = _checked(course, validate(head.eval()))
                 head.train()
             if snapshot is not None:
                 save_snapshot(snapshot, snapshot_key, head, optimizer, course)
         if progress is not None:
             progress(course.step, end, course.loss, course.curve[-1] if course.curve else None)
+    ranks.copy_of_first(head)
     return head.eval().requires_grad_(False)
+
+
+def _step(head: DefectHead, optimizer: torch.optim.Optimizer, pixels: Tensor, target: Tensor, counts: Tensor, *, learning_rate: float) -> float:
+    """One gradient step on what `_batch` gives; the loss before it."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    device = pixels.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=fast_bfloat16(device)):
+        logits = head(pixels)
+    loss = _loss(logits.float(), target, counts)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+    optimizer.step()
+    return float(loss.detach())
 
 
 def _optimizer(head: DefectHead, learning_rate: float) -> torch.optim.Optimizer:
@@ -132,15 +148,20 @@ def _checked(course: Course, auroc: float) -> Course:
     return course
 
 
-def _ahead(make: Callable[[int], tuple], start: int) -> Iterator[tuple]:
-    """What `make` gives for start, start + 1, ..., drawn in a thread one step ahead."""
+def _drawn(make: Callable[[int], tuple], start: int) -> Iterator[tuple | None]:
+    """What `make` gives for start, start + 1, ..., drawn by the ranks in turn; on rank 0 only, the others get None."""
+    for own in _ahead(make, itertools.count(start + ranks.rank(), ranks.size())):
+        yield from ranks.collected(own)
+
+
+def _ahead(make: Callable[[int], tuple], steps: Iterable[int]) -> Iterator[tuple]:
+    """What `make` gives for each of the steps, drawn in a thread one ahead."""
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(make, start)
-        step = start
-        while True:
-            ready, step = coming, step + 1
-            coming = pool.submit(make, step)
-            yield ready.result()
+        coming = None
+        for step in steps:
+            ready, coming = coming, pool.submit(make, step)
+            if ready is not None:
+                yield ready.result()
 
 
 def _batch(sample: Callable[[np.random.Generator], Sequence[Crop]], rng: np.random.Generator, batch: int) -> tuple[Tensor, Tensor, Tensor]:

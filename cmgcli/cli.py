@@ -14,6 +14,7 @@ import typer
 
 from cmgcli import needs
 from cmgcli import options as o
+from cmgcli import ranks
 from cmgcli.config import as_yaml
 from cmgcli.console import (
     SOME_UNREADABLE,
@@ -49,6 +50,7 @@ app = typer.Typer(
 
 @app.callback()
 def main(
+    context: typer.Context,
     version: o.Version = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -57,7 +59,12 @@ def main(
 
     Example: cmg demo line, then what it says next; cmg COMMAND --help has an example of each command.
     """
+    if ranks.started():
+        context.with_resource(ranks.joined())
     start_messages(quiet=quiet, verbose=verbose)
+    with reported():
+        if ranks.size() > 1 and context.invoked_subcommand != "fit":
+            raise SettingsError(f"torchrun shares cmg fit among processes, not cmg {context.invoked_subcommand}; run it without; cmg score has --engine ray")
 
 
 @app.command(cls=Command)
@@ -136,11 +143,13 @@ def fit(
             from cmgcli import pipeline
 
         if print_config:
-            write_out(as_yaml(_defaults(pipeline.fit) | options | {"images": images, "out": out}))
+            if ranks.leads():
+                write_out(as_yaml(_defaults(pipeline.fit) | options | {"images": images, "out": out}))
             return
         with timed("fitting in all"), training_state(out, resume) as snapshot, progress_bar() as progress:
             model = pipeline.fit(images, snapshot=snapshot, progress=progress, **options)
-            model.save(out)
+            if ranks.leads():
+                model.save(out)
         detector = model.detector
         detail(f"encoder {detector.settings.encoder} on {model.encoder.device}")
         if detector.settings.encoder == "builtin":

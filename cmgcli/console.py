@@ -15,6 +15,7 @@ from typing import Any
 
 import typer
 
+from cmgcli import ranks
 from cmgcli.errors import CmgError, SettingsError
 
 GATE_FAILED, USAGE, SOME_UNREADABLE, INTERRUPTED = 1, 2, 3, 130
@@ -69,12 +70,15 @@ def telling_if_interrupted(line: str) -> Iterator[None]:
 
 
 def start_messages(*, quiet: bool = False, verbose: bool = False) -> None:
-    """Let the package's log speak on stderr; what libraries say of their own retries is in the error that ends them."""
+    """Let the package's log speak on stderr; what libraries say of their own retries is in the error that ends them.
+
+    Of several ranks only the first speaks.
+    """
     import logging
 
     logging.getLogger().addHandler(logging.NullHandler())
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    handler = logging.StreamHandler()
+    handler = logging.StreamHandler() if ranks.leads() else logging.NullHandler()
     handler.setFormatter(logging.Formatter("cmg: %(message)s"))
     logger = logging.getLogger("cmgcli")
     logger.handlers, logger.propagate = [handler], False
@@ -96,8 +100,9 @@ def tell_more(verbose: bool) -> bool:
 
 
 def fail(line: str) -> None:
-    """One line on stderr, also with --quiet: why the exit code is not 0."""
-    print(f"cmg: {line}", file=sys.stderr)
+    """One line on stderr, also with --quiet: why the exit code is not 0; of several ranks from the first that fails."""
+    if ranks.first_to_fail():
+        print(f"cmg: {line}", file=sys.stderr)
 
 
 def say(line: str) -> None:
@@ -133,7 +138,7 @@ def progress_bar() -> Iterator[Advance | None]:
 
 @contextmanager
 def _bar() -> Iterator[Advance | None]:
-    if not sys.stderr.isatty() or not _logger().isEnabledFor(_NOTICE):
+    if not ranks.leads() or not sys.stderr.isatty() or not _logger().isEnabledFor(_NOTICE):
         yield None
         return
     from rich.console import Console

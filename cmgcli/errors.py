@@ -7,7 +7,8 @@ CmgError
 ├── EncoderError          weights that are missing, damaged or of another model
 ├── CheckpointError       a model file that is damaged or does not fit
 ├── SettingsError         an option, or two options that exclude each other
-└── OutputError           a result that cannot be written
+├── OutputError           a result that cannot be written
+└── RankError             another process of the same fit that is gone
 
 A message says what was expected, what came, and what to do next. Foreign exceptions are translated where they
 arise, with ``raise ... from``; the command line catches `CmgError` once, prints one line and exits with 2.
@@ -44,3 +45,7 @@ class SettingsError(CmgError):
 
 class OutputError(CmgError):
     """A result cannot be written where the user asked for it."""
+
+
+class RankError(CmgError):
+    """Another process of the same fit, which torchrun started with this one, has ended."""

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 
-from cmgcli import defects
+from cmgcli import defects, ranks
 from cmgcli.detector import Blend, Language, fit_blend
 from cmgcli.head import DefectHead, head_map, patch_mask_to
 from cmgcli.looks import Looks
@@ -19,6 +19,7 @@ from cmgcli.view import View
 
 DRAWN_PER_IMAGE = 2
 VALIDATED, VALIDATED_PIXELS = 32, 32_000_000
+WIDTHS = (3, 2, 3, 2, 3)  # of the fields of `Evidence`
 
 
 def drawn_auroc(looks: Looks, numbers: Sequence[int]) -> Callable[[DefectHead], float]:
@@ -33,8 +34,11 @@ def drawn_auroc(looks: Looks, numbers: Sequence[int]) -> Callable[[DefectHead], 
             break
 
     def found(head: DefectHead) -> float:
-        scores = [[head_map(head, image, keep, precision=looks.settings.precision)[0] for *pair, keep in images for image in pair]]
-        return auroc(np.tile([0, 1], len(images)), np.ravel(scores))
+        def scores(shown: tuple[np.ndarray, np.ndarray, np.ndarray]) -> list[float]:
+            *pair, keep = shown
+            return [head_map(head, image, keep, precision=looks.settings.precision)[0] for image in pair]
+
+        return auroc(np.tile([0, 1], len(images)), np.ravel(ranks.shared(scores, images)))
 
     return found
 
@@ -76,29 +80,45 @@ def joined(several: Sequence[Evidence]) -> Evidence:
 def gather(model: Model, looks: Looks, numbers: Sequence[int], *, made_up: int, report: Callable[[int], None]) -> Evidence:
     """Judge normal images, and the first ``made_up`` of them also with drawn defects and under a wrong caption.
 
+    Several ranks take the batches in turn; the defects are drawn by each of them, from one stream of random numbers.
+
     Args:
         report: called with how many images are done.
     """
     rng = np.random.default_rng(model.detector.settings.seed)
+    own, done = {}, 0
+    for k, (_, views) in enumerate(looks.sound(numbers)):
+        basis = views[: max(0, made_up - done)]
+        found = _gather_batch(model, looks, views, basis, rng, judging=ranks.mine(k))
+        if ranks.mine(k):
+            own[k] = found
+        done += len(views)
+        report(done)
+    every = {k: found for part in ranks.exchanged(own) for k, found in part.items()}
+    columns = [[row for k in sorted(every) for row in every[k][column]] for column in range(len(WIDTHS))]
+    return Evidence(*(np.reshape(rows, (-1, width)).astype(np.float64) for rows, width in zip(columns, WIDTHS, strict=True)))
+
+
+def _gather_batch(
+    model: Model, looks: Looks, views: Sequence[View], basis: Sequence[View], rng: np.random.Generator, *, judging: bool
+) -> tuple[list, list, list, list, list]:
+    """The rows of each field of `Evidence` for one batch; a batch that another rank judges only takes its random numbers."""
     language = model.detector.language
-    normal, peaks, drawn, places, wrong = [], [], [], [], []
-    for _, views in looks.sound(numbers):
-        judged = [judge(model.detector, view, language.weights_of(view.text.cpu())) for view in views]
-        peaks += [(parts.patch_map.max(), np.nan if parts.head_map is None else parts.head_map.max()) for parts in judged]
-        basis = views[: max(0, made_up - len(normal))]
-        normal += [parts.values for parts in judged]
-        for _ in range(DRAWN_PER_IMAGE):
-            broken = [_with_defect(view, rng) for view in basis]
+    drawn, places, wrong = [], [], []
+    judged = _judged(model, views) if judging else []
+    for _ in range(DRAWN_PER_IMAGE):
+        broken = [_with_defect(view, rng) for view in basis]
+        if judging:
             seen = _judged(model, look_by(looks.encoder, looks.settings, [defect.image for defect in broken], [view.text for view in basis]))
             drawn += [parts.values for parts in seen]
             places += [_places(parts, defect.mask) for parts, defect in zip(seen, broken, strict=True)]
-        if language.guided:
-            swapped = [(view, text) for view in basis if (text := _other_caption(language, view.text, rng)) is not None]
+    if language.guided:
+        swapped = [(view, text) for view in basis if (text := _other_caption(language, view.text, rng)) is not None]
+        if judging:
             again = look_by(looks.encoder, looks.settings, [view.image for view, _ in swapped], [text for _, text in swapped])
-            wrong += [parts.values for parts in _judged(model, again)]
-        report(len(normal))
-    columns = ((normal, 3), (peaks, 2), (drawn, 3), (places, 2), (wrong, 3))
-    return Evidence(*(np.reshape(values, (-1, width)).astype(np.float64) for values, width in columns))
+            wrong = [parts.values for parts in _judged(model, again)]
+    peaks = [(parts.patch_map.max(), np.nan if parts.head_map is None else parts.head_map.max()) for parts in judged]
+    return [parts.values for parts in judged], peaks, drawn, places, wrong
 
 
 def _judged(model: Model, views: Sequence[View]) -> list[Parts]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import copy
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from cmgcli import ranks
 from cmgcli.dataset import Record
 from cmgcli.detector import Settings
 from cmgcli.encoder import Encoder
@@ -21,7 +23,10 @@ BUDGET = 500_000_000
 
 
 class Looks:
-    """What the encoder sees of some records; the first views up to a budget of bytes are held, the others made again."""
+    """What the encoder sees of some records; the first views up to a budget of bytes are held, the others made again.
+
+    Several ranks take the batches in turn, and each has the views of all.
+    """
 
     def __init__(
         self,
@@ -71,18 +76,51 @@ class Looks:
             yield batch, views
 
     def _look(self, numbers: Sequence[int]) -> Iterator[View | ImageError]:
-        start = 0
-        for batch in decoded([self.records[i].path for i in numbers], batch_size=self.batch_size):
-            rows = numbers[start : start + len(batch)]
-            start += len(batch)
+        batches = [numbers[start : start + self.batch_size] for start in range(0, len(numbers), self.batch_size)]
+        own = self._own([batch for k, batch in enumerate(batches) if ranks.mine(k)])
+        for start in range(0, len(batches), ranks.size()):
+            seen = next(own, None)  # all ranks look at once, and only then hear what the others saw, one batch after the other
+            for k, batch in enumerate(batches[start : start + ranks.size()]):
+                for i, view in zip(batch, self._from(k, seen), strict=True):
+                    if isinstance(view, View):
+                        self.held.offer(i, view)
+                    yield view
+
+    def _from(self, sender: int, seen: list[View | ImageError] | None) -> list[View | ImageError]:
+        """What the sender has seen, here."""
+        if ranks.size() == 1:
+            return seen
+        sent = ranks.broadcast([_packed(view) for view in seen] if ranks.rank() == sender else None, sender)
+        return [_unpacked(view, self.encoder.device) for view in sent]
+
+    def _own(self, batches: Sequence[Sequence[int]]) -> Iterator[list[View | ImageError]]:
+        """What is seen in each of the batches; all but the last are full."""
+        ahead = decoded([self.records[i].path for batch in batches for i in batch], batch_size=self.batch_size)
+        for rows, batch in zip(batches, ahead, strict=True):
             good = {i: image for i, (_, image) in zip(rows, batch, strict=True) if not isinstance(image, ImageError)}
             images = [np.ascontiguousarray(image[:, ::-1]) if self.mirrored else image for image in good.values()]
             texts = [self.text[self.records[i].text] for i in good]
             views = look_by(self.encoder, self.settings, images, texts)
             seen = dict(zip(good, views, strict=True))
-            for i, view in seen.items():
-                self.held.offer(i, view)
-            yield from (seen.get(i, image) for i, (_, image) in zip(rows, batch, strict=True))
+            yield [seen.get(i, image) for i, (_, image) in zip(rows, batch, strict=True)]
+
+
+def _packed(view: View | ImageError) -> View | ImageError:
+    """A view for another process: tensors in main memory with storage of their own, tiles without the pixels, which are those of the image."""
+    if isinstance(view, ImageError):
+        return view
+    tiles = (replace(tile, image=tile.image[:0]) for tile in view.tiles)
+    return replace(_moved(view, torch.device("cpu")), tiles=tuple(_moved(tile, torch.device("cpu")) for tile in tiles))
+
+
+def _unpacked(view: View | ImageError, device: torch.device) -> View | ImageError:
+    if isinstance(view, ImageError):
+        return view
+    return replace(_moved(view, device), tiles=tuple(replace(_moved(tile, device), image=view.image[tile.box]) for tile in view.tiles))
+
+
+def _moved(view: View, device: torch.device) -> View:
+    return replace(view, **{name: getattr(view, name).to(device, copy=True) for name in ("text", "whole", "embedding", "patches")})
 
 
 class _Held:

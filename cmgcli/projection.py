@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cmgcli import ranks
 from cmgcli.cmle import Structure, check_latent_dim
 from cmgcli.errors import SettingsError
 from cmgcli.snapshot import Course, load_snapshot, save_snapshot
@@ -113,6 +114,7 @@ def train_projection(
             save_snapshot(snapshot, snapshot_key, latent, optimizer, course)
         if progress is not None:
             progress(course.step, epochs, course.loss)
+    ranks.copy_of_first(latent)  # GPUs may round differently
     return latent.cpu().eval().requires_grad_(False)
 
 

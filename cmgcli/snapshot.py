@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from cmgcli import ranks
 from cmgcli.errors import OutputError
 from cmgcli.files import write_whole
 
@@ -42,9 +43,11 @@ class Course:
 
 
 def save_snapshot(path: Path, key: str, module: nn.Module, optimizer: torch.optim.Optimizer, course: Course) -> None:
-    """Write the state, whole or not at all. Raises OutputError where the file cannot be written."""
+    """Write the state, whole or not at all; of several ranks the first does. Raises OutputError where the file cannot be written."""
     from safetensors.torch import save
 
+    if not ranks.leads():
+        return
     tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{name}": tensor for name, tensor in state.items()}
@@ -59,7 +62,15 @@ def load_snapshot(path: Path, key: str, module: nn.Module, optimizer: torch.opti
     """Bring module and optimizer to the stored state and say how far it was; None where there is none of this key.
 
     A file of another key, or a damaged one, is left out with a warning: the training then starts anew.
+    Raises OutputError where several ranks do not see the same file.
     """
+    course = _load(path, key, module, optimizer)
+    if len({None if found is None else found.step for found in ranks.exchanged(course)}) > 1:
+        raise OutputError(f"the processes that torchrun started do not see the same {path}; choose an --out on a disk that all of them share")
+    return course
+
+
+def _load(path: Path, key: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> Course | None:
     from safetensors import SafetensorError, safe_open
 
     if not path.exists():

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from cmgcli import ranks
 from cmgcli.console import say
 from cmgcli.errors import InputError, OutputError, SettingsError
 
@@ -59,8 +60,14 @@ def writing_out() -> Iterator[None]:
 
 @contextmanager
 def training_state(out: Path, resume: bool) -> Iterator[Path]:
-    """The file beside the model, with others whose names begin alike, that keeps the state of the trainings until the model is written."""
+    """The file beside the model, with others whose names begin alike, that keeps the state of the trainings until the model is written.
+
+    Of several ranks the first clears it away.
+    """
     state = out.with_name(f"{out.name}.training")
+    if not ranks.leads():
+        yield state
+        return
 
     def states() -> list[Path]:
         return [path for path in state.parent.iterdir() if path.name == state.name or path.name.startswith(f"{state.name}.")]

@@ -35,7 +35,7 @@ FLOORS = (
     {"tower"},
     {"snapshot", "head", "images", "changes", "defects", "captions"},
     {"parts", "surfaces", "camera"},
-    {"containers", "defect_kinds", "files", "lettering", "sheet", "tiles", "prompts", "products"},
+    {"containers", "defect_kinds", "files", "lettering", "sheet", "tiles", "prompts", "products", "ranks"},
     {"jpeg", "shapes", "materials", "words"},
     {"errors"},
 )
