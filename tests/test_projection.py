@@ -124,5 +124,5 @@ def test_a_model_with_a_trained_space_scores_the_same_after_save_and_load(small_
 def test_an_unknown_projection_and_an_impossible_dimension_are_named(small_line, data):
     with pytest.raises(SettingsError, match="expected one of closed, linear, mlp, got 'cubic'"):
         cmgcli.fit(small_line, small_line / "metadata.csv", projection="cubic", device="cpu")
-    with pytest.raises(SettingsError, match="expected 1 to 24, got 99"):
+    with pytest.raises(SettingsError, match="expected 1 to 24, the embedding size of the encoder, got 99"):
         data.train(kind="linear", latent_dim=99)
