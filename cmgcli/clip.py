@@ -1,4 +1,4 @@
-"""open_clip's models: found by name, with weights that are never random. The sole importer of open_clip, when it is needed."""
+"""open_clip's models: found by name, with weights that are never random. The sole importer of open_clip and timm, when they are needed."""
 
 from __future__ import annotations
 
@@ -9,15 +9,39 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
+import torch
 from torch import Tensor, nn
 
+from cmgcli.convolutional import ClipResNet, TimmMaps
 from cmgcli.errors import EncoderError
-from cmgcli.tower import Tower, TowerShape, tower_of
+from cmgcli.tokens import ClipTokens, TimmTokens
+from cmgcli.tower import Tower, TowerOutput, TowerShape, tower_of
 
 WEIGHTS = Path(__file__).parent / "weights"
 BUILTIN = "cmg-builtin"
+
+
+class VisionSide(Protocol):
+    """What encodes images: pixels (B, 3, S, S) float32, normalised, to embeddings and patch tokens, on one device."""
+
+    image_size: int  # S
+    grid: tuple[int, int]  # (h, w) patches
+    dim: int  # D
+    depth: int  # layers that can be asked for
+    averages: bool  # the embedding is the mean of the dense tokens
+    paints: bool  # a patch that is left out is painted over in the pixels, and saves nothing; else its token is never computed
+    weighs: bool  # it takes a weight
+
+    def __call__(self, pixels: Tensor, index: Tensor | None = None, layers: Sequence[int] = (), weight: Tensor | None = None) -> TowerOutput:
+        """One pass over the patches that ``index`` (B, K) int64 names, row by row; None keeps all. weight: see `tower.Tower`."""
+
+    def in_bfloat16(self) -> Self:
+        """The same with its matrix products from now on in bfloat16."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same on another device."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +56,7 @@ class TextSide:
 class Clip:
     """A model of open_clip with its weights."""
 
-    tower: Tower  # its vision side
+    tower: VisionSide
     text: TextSide
     state: dict[str, Tensor]  # all its weights, by open_clip's names
     mean: Sequence[float]  # of the pixels that it was trained on, in [0, 1]
@@ -94,13 +118,33 @@ def load_clip(name: str) -> Clip:
     return Clip(tower, TextSide(model, tokenizer), state, config["mean"], config["std"])
 
 
-def _tower(name: str, visual: nn.Module) -> Tower:
+def _tower(name: str, visual: nn.Module) -> VisionSide:
     """The tower with the weights of an open_clip model's vision side, which are not copied."""
-    from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
+    from open_clip.modified_resnet import ModifiedResNet
+    from open_clip.timm_model import TimmModel
+    from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+    from timm.models.eva import Eva
+    from timm.models.vision_transformer import VisionTransformer as TimmTransformer
 
-    plain = isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type in ("avg", "tok")
-    if not plain or type(visual.transformer.resblocks[0]) is not ResidualAttentionBlock:
-        raise EncoderError(f"encoder {name}: expected a plain open_clip vision transformer, got {type(visual).__name__}; choose a ViT such as ViT-B-16")
+    if isinstance(visual, VisionTransformer) and visual.pool_type in ("avg", "tok"):
+        plain = visual.attn_pool is None and type(visual.transformer.resblocks[0]) is ResidualAttentionBlock
+        return _plain(visual) if plain else ClipTokens(visual)
+    if isinstance(visual, ModifiedResNet):
+        return ClipResNet(visual)
+    if isinstance(visual, TimmModel) and type(visual.trunk) in (TimmTransformer, Eva) and visual.trunk.global_pool in ("avg", "token", "map"):
+        return TimmTokens(visual)
+    if isinstance(visual, TimmModel) and visual.trunk.default_cfg.get("pool_size") and hasattr(visual.trunk, "forward_intermediates"):
+        return TimmMaps(visual)
+    kind = type(visual.trunk if isinstance(visual, TimmModel) else visual).__name__
+    raise EncoderError(
+        f"encoder {name}: expected a vision transformer of open_clip or timm with one pool, a ResNet or a ConvNeXt, got {kind}; "
+        "choose one such as ViT-B-16"
+    )
+
+
+def _plain(visual: nn.Module) -> Tower:
+    from open_clip.transformer import QuickGELU
+
     block = visual.transformer.resblocks[0]
     approximate = getattr(block.mlp.gelu, "approximate", "none")
     shape = TowerShape(

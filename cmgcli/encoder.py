@@ -2,8 +2,8 @@
 
 Letters as in the rest of the package: ``B`` images, ``P = h * w`` patches, ``W`` token width, ``D`` embedding size.
 
-Images go through `tower`. open_clip, which takes longer to import than torch, is needed for weights that are not the
-built-in ones, and for captions; see `clip`.
+Images go through `tower`, or through `tokens` or `convolutional` where a model is of another kind. open_clip, which takes
+longer to import than torch, is needed for weights that are not the built-in ones, and for captions; see `clip`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cmgcli.clip import BUILTIN, WEIGHTS, TextSide, builtin_model, builtin_tokenizer, first_line, load_clip
+from cmgcli.clip import BUILTIN, WEIGHTS, TextSide, VisionSide, builtin_model, builtin_tokenizer, first_line, load_clip
 from cmgcli.errors import EncoderError
 from cmgcli.images import to_square
-from cmgcli.tower import Tower, TowerShape, native_bfloat16, tower_of
+from cmgcli.tower import TowerShape, native_bfloat16, tower_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class ImageFeatures:
 
     embedding: Tensor  # (B, D) float32, unit norm
     dense: Tensor  # (B, K, D) float32, last-layer tokens in the embedding space, not normalised
-    patches: tuple[Tensor, ...]  # each (B, K, W) float32, one per layer asked for
+    patches: tuple[Tensor, ...]  # each (B, K, W) float32, one per layer asked for; W is the layer's own
 
     def rows(self, rows: Tensor) -> ImageFeatures:
         """The features of the images whose numbers (b,) int64 are given."""
@@ -43,16 +43,19 @@ class ImageFeatures:
 
 
 class Encoder:
-    """A CLIP model with a vision transformer, ready to encode on one device; made by `load_encoder`.
+    """A CLIP model, ready to encode on one device; made by `load_encoder`.
 
     Attributes:
         name: the spelling it was loaded by.
         sha256: digest of all its weights, so that a checkpoint can tell it from another.
         image_size: side ``S`` of the square it sees, pixels.
         grid: ``(h, w)`` patches.
-        dim, width: ``D`` and ``W``.
+        dim: ``D``.
         averages: True where the embedding is the mean of the projected patch tokens, so that the match with a text
             splits exactly into one term per patch.
+        paints: True where a patch that is left out is painted over, so that a pass costs the same without it; a net
+            with tokens never computes it.
+        weighs: True where it can tell what each patch is worth from one pass and the way back.
         sharpness: what the model learnt to multiply a cosine by, to have the log-odds of a caption.
         precision: float32 or bfloat16, of the matrix products that encode images; texts are encoded in float32.
         at_once: images in one forward pass. One on a processor: it is as fast there, and makes a result the same to the
@@ -62,7 +65,7 @@ class Encoder:
     def __init__(
         self,
         name: str,
-        tower: Tower,
+        tower: VisionSide,
         text: Callable[[], TextSide],
         *,
         sha256: str,
@@ -76,9 +79,9 @@ class Encoder:
         self.device = torch.device(device)
         self.tower = (tower.in_bfloat16() if precision == "bfloat16" else tower).to(self.device)
         self.at_once = 1 if device == "cpu" else None
-        self.image_size, self.grid = tower.shape.image_size, tower.grid
-        self.dim, self.width, self.depth = tower.dim, tower.width, tower.depth
-        self.averages = tower.shape.averages and not tower.shape.norm_after_pool
+        self.image_size, self.grid = tower.image_size, tower.grid
+        self.dim, self.depth = tower.dim, tower.depth
+        self.averages, self.paints, self.weighs = tower.averages, tower.paints, tower.weighs
         self.mean = tuple(float(v) for v in mean)
         self.std = tuple(float(v) for v in std)
         self._load_text_side = text
@@ -97,7 +100,7 @@ class Encoder:
 
     @property
     def feature_layers(self) -> tuple[int, int]:
-        """A middle and a late block: texture and meaning (as PatchCore takes two levels of a ResNet)."""
+        """A middle and a late block or stage: texture and meaning (as PatchCore takes two levels of a ResNet)."""
         return (self.depth // 2 - 1, max(self.depth - 2, 0))
 
     def preprocess(self, images: Sequence[np.ndarray]) -> Tensor:
@@ -116,12 +119,12 @@ class Encoder:
 
     @torch.inference_mode()
     def encode_image(self, pixels: Tensor, *, index: Tensor | None = None, layers: Sequence[int] = ()) -> ImageFeatures:
-        """One forward pass over the tokens that `index` names; a batch that does not fit into memory goes in halves.
+        """One forward pass over the patches that `index` names; a batch that does not fit into memory goes in halves.
 
         Args:
             pixels: (B, 3, S, S) float32, from `preprocess`.
             index: (B, K) int64 patch numbers to keep, row by row; None keeps all ``P``.
-            layers: blocks whose patch tokens are wanted.
+            layers: blocks or stages whose patch tokens are wanted.
         Raises:
             EncoderError: a single image does not fit into memory.
         """
@@ -145,7 +148,7 @@ class Encoder:
         Args:
             pixels: (B, 3, S, S) float32, from `preprocess`.
             text: gives the captions (b, D) of the images that a slice of the batch names; it is shown their embeddings (b, D).
-            layers: blocks whose patch tokens are wanted.
+            layers: blocks or stages whose patch tokens are wanted.
         Returns:
             The features, the captions (B, D), and the derivative (B, P) of the cosine by the logarithm of how often a patch counts.
         Raises:

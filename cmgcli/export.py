@@ -5,8 +5,9 @@ shapes. Hidden patches are masked as keys of every attention, and left out of ev
 the token sequence. Resizing by OpenCV's area rule is linear for a given size, so it is two matrix products; to a level of
 255 where a side grows, for there OpenCV rounds its weights.
 
-Not in the graph, and refused: relevance by sampling, by occlusion or by a derivative, and images beyond the size at which the head looks by
-tiles. Left to the program: the choice of a caption where none is given, captions that are not stored, and p-values.
+Not in the graph, and refused: encoders that are no plain vision transformers, relevance by sampling, by occlusion or by a derivative, and
+images beyond the size at which the head looks by tiles. Left to the program: the choice of a caption where none is given, captions that are
+not stored, and p-values.
 """
 
 from __future__ import annotations
@@ -130,6 +131,8 @@ class Inspector(nn.Module):
         super().__init__()
         detector, encoder = model.detector, model.encoder
         settings, language = detector.settings, detector.language
+        if not isinstance(encoder.tower, Tower):
+            raise SettingsError(f"cmg export: encoder {encoder.name} is no plain vision transformer, which the graph takes; fit with builtin or one such as ViT-B-16")
         if settings.cmer and (settings.relevance != "fast" or not model.encoder.averages):
             raise SettingsError(f"cmg export: relevance {settings.relevance} of encoder {settings.encoder} takes more than one forward pass; fit with --no-cmer")
         if settings.tile is not None and max(size) > settings.tile:

@@ -102,11 +102,15 @@ class Tower(nn.Module):
 
     Attributes:
         grid: ``(h, w)`` patches. dim, width, depth: ``D``, ``W`` and the number of blocks.
+        image_size, averages, paints, weighs: see `clip.VisionSide`.
     """
+
+    paints, weighs = False, True
 
     def __init__(self, state: Mapping[str, Tensor], shape: TowerShape, grid: tuple[int, int]) -> None:
         super().__init__()
         self.shape, self.grid = shape, grid
+        self.image_size, self.averages = shape.image_size, shape.averages and not shape.norm_after_pool
         self.width, _, self.patch, _ = state["conv1.weight"].shape
         self.dim = state["proj"].shape[1]
         self.depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))

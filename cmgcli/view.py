@@ -53,7 +53,8 @@ class Meter:
 
     Attributes:
         pixels: (B, 3, S, S) float32, from `Encoder.preprocess`.
-        passes: (B,) float64, passes so far in units of one over all ``P`` patches; one over ``n`` of them adds ``n / P``.
+        passes: (B,) float64, passes so far in units of one over all ``P`` patches; one over ``n`` of them adds ``n / P``,
+            or 1 where the encoder paints over the others.
     """
 
     def __init__(self, encoder: Encoder, pixels: Tensor) -> None:
@@ -68,7 +69,8 @@ class Meter:
     def encode(self, keep: Tensor | None = None, *, rows: Tensor | slice = slice(None), layers: Sequence[int] = ()) -> ImageFeatures:
         """`Encoder.encode_image` of the images `rows` through the patches ``keep`` (b, P) bool, equally many in each row."""
         index = None if keep is None else keep_index(keep)
-        self.passes[rows.cpu() if isinstance(rows, Tensor) else rows] += 1 if index is None else index.shape[1] / self.encoder.patch_count
+        whole = index is None or self.encoder.paints
+        self.passes[rows.cpu() if isinstance(rows, Tensor) else rows] += 1 if whole else index.shape[1] / self.encoder.patch_count
         return self.encoder.encode_image(self.pixels[rows], index=index, layers=layers)
 
 
@@ -213,9 +215,12 @@ def best_other(whole: Tensor, text: Tensor, own: int) -> tuple[int | None, float
 
 
 def choose_relevance(encoder: Encoder, estimator: str | None) -> str:
-    """The estimator asked for; by default ``fast``."""
+    """The estimator asked for; by default ``fast``, or ``sampled`` for an encoder that can neither average nor weigh its patches."""
+    able = encoder.averages or encoder.weighs
     if estimator is None:
-        return "fast"
+        return "fast" if able else "sampled"
+    if estimator == "fast" and not able:
+        raise SettingsError(f"relevance fast needs an encoder with tokens, {encoder.name} has none that can be weighed; use sampled or occlusion")
     if estimator not in RELEVANCE:
         raise SettingsError(f"relevance: expected one of {', '.join(RELEVANCE)}, got {estimator!r}")
     return estimator

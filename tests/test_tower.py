@@ -79,9 +79,9 @@ def test_weights_are_shared_until_their_precision_changes():
     assert ours.ln_post.weight.dtype == ours.proj.dtype == torch.float32
 
 
-def test_blocks_of_another_kind_are_refused():
-    with pytest.raises(EncoderError, match="plain open_clip vision transformer"):
-        _tower("a name", their_tower(qk_norm=True))
+def test_two_attention_pools_are_refused():
+    with pytest.raises(EncoderError, match="expected a vision transformer of open_clip or timm with one pool"):
+        _tower("a name", their_tower(attentional_pool="parallel", attn_pooler_heads=2))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
