@@ -2,7 +2,8 @@
 
     python -m tests.benchmarks.keep_rule [SCENES]
 
-Compares the largest top-k set within tolerance of the best match (the rule of `cmer.keep_mask`) with the smallest one.
+Compares the largest top-k set within tolerance of the best match (the rule of `cmer.keep_mask`) with the smallest one. Prints, too, how well
+captions match that fit, that name another part, and that say nothing it knows: what `cmer.MATCH_FLOOR` goes by.
 """
 
 import sys
@@ -38,6 +39,16 @@ def figures(keep: np.ndarray, objects: np.ndarray, scenes: list[line.Sample]) ->
     return f"object recall {recall:.3f}, kept / object {ratio:.2f}, defect recall {np.mean(survived):.3f}"
 
 
+def best_match(dense: torch.Tensor, text: torch.Tensor, objects: np.ndarray) -> str:
+    """How well captions (B, D) match the best set of the patches (B, P, D), and whether their relevance finds the objects (B, h, w)."""
+    relevance, match = cmer.fast(dense, text), pooled_match(dense, text)
+    counts = sorted({max(1, round(size * dense.shape[1])) for size in cmer.KEEP_SIZES})
+    best = torch.stack([match(torch.arange(len(text)), cmer.top_patches(relevance, count)) for count in counts], dim=1).amax(1)
+    auroc = np.mean([roc_auc_score(o.ravel(), r) for o, r in zip(objects, relevance.numpy(), strict=True)])
+    low, middle, high = np.quantile(best.numpy(), [0.05, 0.5, 0.95])
+    return f"best match {low:.2f} to {high:.2f}, median {middle:.2f}; AUROC {auroc:.3f}"
+
+
 def main(count: int = 96) -> None:
     encoder = load_encoder("builtin", device="cpu")
     rng = np.random.default_rng(777)
@@ -57,6 +68,9 @@ def main(count: int = 96) -> None:
         relevance = relevance_of(Meter(encoder, pixels), estimator, full, text)
         auroc = np.mean([roc_auc_score(o.ravel(), r) for o, r in zip(objects, relevance.numpy(), strict=True)])
         print(f"{estimator}: AUROC of the relevance against the object, per patch: {auroc:.3f}")
+    captions = {"right": text, "another part": text.roll(7, 0), "unknown words": encoder.encode_text(["a photo of a quux"]).expand(len(text), -1)}
+    for name, embedded in captions.items():
+        print(f"caption, {name}: {best_match(full.dense, embedded, objects)}")
     relevance = cmer.fast(full.dense, text)
     print(f"the object itself, grown by one patch: {figures(np.stack([cmer.grow(o) for o in objects]), objects, scenes)}")
     for tolerance in (0.03, 0.1, 0.2):
