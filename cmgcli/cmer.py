@@ -23,7 +23,7 @@ from cmgcli.errors import SettingsError
 
 Match = Callable[[Tensor, Tensor], Tensor]
 
-MATCH_FLOOR = 0.15
+MATCH_FLOOR = 0.27
 FEWEST_PAIRS = 8
 TOLERANCE = 0.2  # of the range of a match over the sizes
 KEEP_SIZES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0)
