@@ -165,5 +165,5 @@ def test_a_single_image_gives_a_usable_space():
 def test_impossible_latent_dim_is_named():
     moments = ResidualMoments(uniform_structure(3), 4)
     moments.add(unit(3, 4), torch.zeros(3, dtype=torch.int64))
-    with pytest.raises(SettingsError, match="expected 1 to 4, got 9"):
+    with pytest.raises(SettingsError, match="expected 1 to 4, the embedding size of the encoder, got 9"):
         guided_space(moments, latent_dim=9)
