@@ -131,7 +131,9 @@ class Encoder:
         try:
             return self._forward(pixels, index, layers)
         except (RuntimeError, MemoryError) as error:
-            if len(pixels) == 1 or not is_out_of_memory(error):
+            if not is_out_of_memory(error):
+                raise
+            if len(pixels) == 1:
                 raise self._too_small(error) from error
         _say_halved_once()  # here the error is gone, and with it the tensors of the forward pass that its traceback held
         half = len(pixels) // 2
@@ -165,6 +167,8 @@ class Encoder:
                     caption = text(embedding.detach(), row).clone()
                     (worth,) = torch.autograd.grad((embedding * caption).sum(), weight)
             except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 raise self._too_small(error) from error
             features.append(ImageFeatures(embedding.detach(), out.dense.detach(), tuple(layer.detach() for layer in out.layers)))
             captions.append(caption)
@@ -173,10 +177,8 @@ class Encoder:
         joined = ImageFeatures(torch.cat([one.embedding for one in features]), torch.cat([one.dense for one in features]), patches)
         return joined, torch.cat(captions), torch.cat(worths)
 
-    def _too_small(self, error: BaseException) -> BaseException:
-        """What to raise for an error on a single image: the same one, or that the memory is too small."""
-        if not is_out_of_memory(error):
-            return error
+    def _too_small(self, error: BaseException) -> EncoderError:
+        """What to raise where a single image does not fit into memory."""
         return EncoderError(f"encoder {self.name}: there is not enough memory on {self.device} for one image ({first_line(error)}); choose a smaller encoder")
 
     def _forward(self, pixels: Tensor, index: Tensor | None, layers: Sequence[int]) -> ImageFeatures:
