@@ -35,7 +35,7 @@ def quiet(*_) -> None:
 
 
 def test_every_image_is_scored_by_a_model_that_has_not_seen_it(encoder, records):
-    """The slow twin fits each fold's model by itself, and makes every view anew, in other batches: rounding may move a rank."""
+    """The slow twin fits each fold's model by itself, and makes every view anew, in other batches: rounding may move a rank, and with it the bank."""
     settings = settings_of(encoder, bank_size=64)
     model = cross_fit(Looks(records, encoder, settings), false_alarm=0.1, report=quiet)
     held = folds(len(records))
@@ -46,7 +46,7 @@ def test_every_image_is_scored_by_a_model_that_has_not_seen_it(encoder, records)
         (learner,) = learn(Looks(rest, encoder, settings, budget=0), [range(len(rest))], quiet)
         evidence.append(gather(learner.draft(false_alarm=0.1, report=quiet), unseen, fold, made_up=-(-MADE_UP // 5), report=quiet))
     scores = [joined(evidence[:k] + evidence[k + 1 :]).blend()(evidence[k].normal) for k in range(5)]
-    np.testing.assert_allclose(model.detector.calibration.scores, np.sort(np.concatenate(scores)), rtol=0.05)
+    np.testing.assert_allclose(model.detector.calibration.scores, np.sort(np.concatenate(scores)), rtol=0.05, atol=0.02)
     assert model.detector.fit_images == len(records)
 
 
