@@ -24,7 +24,7 @@ from cmgcli.projection import Latent
 
 Module = TypeVar("Module", bound=nn.Module)
 
-FORMAT = 5
+FORMAT = 6
 PACKAGES = ("cmgcli", "torch", "open_clip_torch", "numpy")
 
 

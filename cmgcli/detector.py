@@ -23,6 +23,7 @@ from cmgcli.projection import Latent
 PARTS = ("image_score", "patch_score", "head_score")
 TOP_SHARE = 0.01
 SEARCHED_WEIGHT = 0.05
+WRONG_TRUST = 0.1  # of wrong captions against drawn defects, where the parts are weighted
 
 
 @dataclass(frozen=True)
@@ -108,10 +109,10 @@ def top_mean(distances: Tensor, patch_count: int) -> float:
 
 @dataclass(frozen=True)
 class Blend:
-    """How the parts make one score: each standardised on held-out normals, bent so that it cannot go far below zero, weighted.
+    """How the parts make one score: each standardised on held-out normals, bent so that it cannot go far below zero, squared, weighted.
 
     ``softplus`` keeps every part strictly increasing and unclamped, while a part that finds an image *more* normal than
-    usual cannot buy off the evidence of another.
+    usual cannot buy off the evidence of another. The square lets plain evidence of one part stand out of the murmur of all.
     """
 
     location: np.ndarray  # (3,) float64, in the order of `PARTS`
@@ -125,19 +126,19 @@ class Blend:
     def terms(self, parts: np.ndarray) -> np.ndarray:
         """What each part adds to the score: (..., 3) of parts (..., 3); 0 for an absent part."""
         z = (np.asarray(parts, np.float64) - self.location) / self.scale
-        return np.where(self.weight > 0, self.weight * np.logaddexp(0, np.nan_to_num(z)), 0)
+        return np.where(self.weight > 0, self.weight * np.logaddexp(0, np.nan_to_num(z)) ** 2, 0)
 
 
-def fit_blend(normal: np.ndarray, anomalous: Sequence[np.ndarray]) -> Blend:
-    """Standardise on normals and weight each part by what it sees, ``max(0, 2 AUROC - 1)`` on the kind it sees best.
+def fit_blend(normal: np.ndarray, drawn: np.ndarray, wrong: np.ndarray) -> Blend:
+    """Standardise on normals and weight each part by what it sees, squared: ``(2 AUROC - 1)^2``.
 
-    A part without signal has AUROC 0.5 and so hardly any weight. Parts are for different things: a wrong caption is the
-    image score's business and a scratch the head's, so a part is not blamed for the kinds it cannot see. Real defects
-    are never looked at.
+    Drawn defects decide. A part that sees wrong captions keeps a tenth of the weight that would earn it: a wrong part is
+    far out where it is seen at all, and so is found with little weight, while much of it would drown the small defects.
+    A part that sees neither has AUROC 0.5 and hardly any weight. Real defects are never looked at.
 
     Args:
         normal: (n, 3) parts of normal images. NaN columns are absent.
-        anomalous: one (m, 3) array for each kind of made-up anomaly.
+        drawn: (m, 3) parts of images with drawn defects. wrong: (l, 3) of normal images under a wrong caption. Either may be empty.
     """
     from cmgcli.metrics import auroc
 
@@ -148,9 +149,10 @@ def fit_blend(normal: np.ndarray, anomalous: Sequence[np.ndarray]) -> Blend:
         location[k] = np.median(normal[:, k])
         spread = normal[:, k].std()
         scale[k] = spread if spread > 1e-3 * abs(location[k]) else max(abs(location[k]), 1e-3)
-        for kind in anomalous:
-            labels = np.r_[np.zeros(len(normal)), np.ones(len(kind))].astype(int)
-            weight[k] = max(weight[k], 2 * auroc(labels, np.r_[normal[:, k], kind[:, k]]) - 1)
+        for kind, trust in ((drawn, 1.0), (wrong, WRONG_TRUST)):
+            if len(kind):
+                labels = np.repeat([0, 1], [len(normal), len(kind)])
+                weight[k] += trust * max(0.0, 2 * auroc(labels, np.r_[normal[:, k], kind[:, k]]) - 1) ** 2
     if weight.sum() == 0:
         weight = (~np.isnan(normal).any(axis=0)).astype(float)
     return Blend(location, scale, weight / weight.sum())

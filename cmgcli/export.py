@@ -179,7 +179,7 @@ class Inspector(nn.Module):
             head_score, head_map = self.head(channels, kept.view(self.grid))
         parts = torch.stack([self._image_score(F.normalize(seen.embedding[0], dim=0), caption), _top_mean(distances, kept, TOP_SHARE).double(), head_score.double()])
         z = (parts - self.blend_location) / self.blend_scale
-        score = (self.blend_weight * (z.clamp(min=0) + (1 + (-z.abs()).exp()).log())).sum().float()
+        score = (self.blend_weight * (z.clamp(min=0) + (1 + (-z.abs()).exp()).log()) ** 2).sum().float()
         return score, self.thresholds.index_select(0, caption.view(1))[0], self._map(distances, kept, head_map)
 
     def _kept(self, dense: Tensor, text: Tensor) -> Tensor:
@@ -239,14 +239,14 @@ class HeadScore(nn.Module):
         """See the class."""
         mean = channels.mean()
         spread = ((channels - mean) ** 2).mean().sqrt().clamp(min=4.0)
-        scores, shown = [], []
+        peaks, shown = [], []
         for resize, (rows, columns) in zip(self.looks, self.places, strict=True):
             logits = self.net(((resize(channels) - mean) / spread)[None])[0, 0]
             kept = rows @ keep.float() @ columns.T > 0
-            scores.append(_top_mean(logits.flatten(), kept.flatten(), head.TOP_SHARE, of_kept=True))
+            peaks += [_top_mean(logits.flatten(), kept.flatten(), share, of_kept=True) for share in head.TOP_SHARES]
             calm = torch.where(kept, logits, torch.where(kept, logits, torch.inf).min())
             shown.append(F.interpolate(calm[None, None], self.base, mode="bilinear", align_corners=False)[0, 0])
-        return torch.stack(scores).mean(), torch.stack(shown).amax(0)
+        return self.net.unusual(torch.stack(peaks).view(len(self.looks), -1)), torch.stack(shown).amax(0)
 
 
 def _squash(size: tuple[int, int], side: int) -> nn.Module:

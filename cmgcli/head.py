@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 LOOKS = 4
 ENLARGED_PIXELS = 1_500_000  # an image is shown enlarged only where that makes no more than so many
-TOP_SHARE = 0.005
+TOP_SHARES = (0.001, 0.005, 0.02)  # of the kept logits of a look: a speck, a scratch, an area
 MAX_PIXELS = 4_000_000
 TILE, OVERLAP = 1536, 256  # pixels; multiples of the stride
 STRIDE = 4
@@ -46,7 +46,11 @@ def _halve(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class DefectHead(nn.Module):
-    """Pixels (B, 3, H, W) to defect logits (B, 1, ceil(H / 4), ceil(W / 4)); each logit sees 191 pixels a side."""
+    """Pixels (B, 3, H, W) to defect logits (B, 1, ceil(H / 4), ceil(W / 4)); each logit sees 191 pixels a side.
+
+    It also knows how high the peaks of a good image usually are: ``usual`` (4, 3, 2) is their location and spread for each
+    look and share of its places.
+    """
 
     def __init__(self, *, width: int = 32, dilations: Sequence[int] = (1, 2, 1, 4, 1, 8)) -> None:
         super().__init__()
@@ -55,11 +59,25 @@ class DefectHead(nn.Module):
         self.blocks = nn.Sequential(*(ResidualBlock(width, dilation) for dilation in self.dilations))
         self.out = nn.Conv2d(width, 1, 1)
         nn.init.constant_(self.out.bias, -4.0)
+        self.register_buffer("usual", torch.tensor([0.0, 1.0]).repeat(LOOKS, len(TOP_SHARES), 1))
         self.to(memory_format=torch.channels_last)  # faster, and the same bits after a reload
 
     def forward(self, pixels: Tensor) -> Tensor:
         """See the class."""
         return self.out(self.blocks(self.stem(pixels)))
+
+    def accustom(self, peaks: Tensor) -> None:
+        """Learn what is usual from the peaks (N, 4, 3) of good images."""
+        spread = peaks.std(0, correction=0)
+        self.usual.copy_(torch.stack([peaks.median(0).values, torch.where(spread > 1e-3, spread, 1.0)], -1))
+
+    def unusual(self, peaks: Tensor) -> Tensor:
+        """How far peaks (..., 4, 3) rise above the usual ones, (...): the root mean square of softplus over standard deviations.
+
+        A defect shows in one look and at one size; the square lets it stand out, and ``softplus`` keeps calm looks from hiding it.
+        """
+        location, spread = self.usual.to(peaks).unbind(-1)
+        return F.softplus((peaks - location) / spread).square().mean((-2, -1)).sqrt()
 
 
 def fast_bfloat16(device: str) -> bool:
@@ -108,22 +126,28 @@ def kept_places(keep: np.ndarray, height: int, width: int) -> np.ndarray:
     return places_over(keep.shape[0], height) @ keep @ places_over(keep.shape[1], width).T > 0
 
 
-@torch.inference_mode()
 def head_map(head: DefectHead, image: np.ndarray, keep: np.ndarray, *, precision: str = "float32") -> tuple[float, np.ndarray]:
-    """Score and map of one image.
+    """Score and map of one image: how unusual its `peaks_and_map` are to this head, see `DefectHead.unusual`, and the map."""
+    peaks, shown = peaks_and_map(head, image, keep, precision=precision)
+    return float(head.unusual(peaks)), shown
+
+
+@torch.inference_mode()
+def peaks_and_map(head: DefectHead, image: np.ndarray, keep: np.ndarray, *, precision: str = "float32") -> tuple[Tensor, np.ndarray]:
+    """What a head sees in one image.
 
     Args:
         image: (H, W, 3) uint8 RGB; keep: (h, w) bool, where the map counts.
         precision: of the convolutions, float32 or bfloat16.
     Returns:
-        The mean over `look_scales` of the mean of the top 0.5 % of the kept logits, and the map (H', W') float32 of the
-        highest logit of any look, at a quarter of the resolution; hidden places hold the least kept value.
+        For each of `look_scales` the means of the top 0.1, 0.5 and 2 % of the kept logits, (4, 3) float32, and the map (H', W')
+        float32 of the highest logit of any look, at a quarter of the resolution; hidden places hold the least kept value.
     """
     height, width = image.shape[:2]
     base = tuple(-(-side // STRIDE) for side in scaled_size(height, width, 1.0))
     mean, spread = exposure(image)
     device = next(head.parameters()).device
-    scores, maps = [], []
+    peaks, maps = [], []
     for scale in look_scales(height, width):
         tall, wide = scaled_size(height, width, scale)
         seen = cv2.resize(image, (wide, tall), interpolation=cv2.INTER_AREA)
@@ -131,10 +155,11 @@ def head_map(head: DefectHead, image: np.ndarray, keep: np.ndarray, *, precision
             logits = _logits(head, seen, mean, spread)  # (H'', W'')
         kept = torch.from_numpy(kept_places(keep, *logits.shape))
         values = logits[kept]
-        scores.append(float(values.topk(max(1, round(TOP_SHARE * len(values)))).values.mean()))
+        highest = values.topk(max(1, round(max(TOP_SHARES) * len(values)))).values
+        peaks.append([highest[: max(1, round(share * len(values)))].mean() for share in TOP_SHARES])
         shown = torch.where(kept, logits, values.min())
         maps.append(F.interpolate(shown[None, None], base, mode="bilinear", align_corners=False)[0, 0])
-    return float(np.mean(scores)), torch.stack(maps).amax(0).numpy()
+    return torch.tensor(peaks), torch.stack(maps).amax(0).numpy()
 
 
 def _logits(head: DefectHead, image: np.ndarray, mean: float, spread: float) -> Tensor:

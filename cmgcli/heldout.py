@@ -11,7 +11,7 @@ import torch
 
 from cmgcli import defects, ranks
 from cmgcli.detector import Blend, Language, fit_blend
-from cmgcli.head import DefectHead, head_map, patch_mask_to
+from cmgcli.head import DefectHead, patch_mask_to, peaks_and_map
 from cmgcli.looks import Looks
 from cmgcli.metrics import auroc
 from cmgcli.model import Model, Parts, judge, look_by
@@ -34,13 +34,24 @@ def drawn_auroc(looks: Looks, numbers: Sequence[int]) -> Callable[[DefectHead], 
             break
 
     def found(head: DefectHead) -> float:
-        def scores(shown: tuple[np.ndarray, np.ndarray, np.ndarray]) -> list[float]:
+        def peaks(shown: tuple[np.ndarray, np.ndarray, np.ndarray]) -> torch.Tensor:
             *pair, keep = shown
-            return [head_map(head, image, keep, precision=looks.settings.precision)[0] for image in pair]
+            return torch.stack([peaks_and_map(head, image, keep, precision=looks.settings.precision)[0] for image in pair])
 
-        return auroc(np.tile([0, 1], len(images)), np.ravel(ranks.shared(scores, images)))
+        seen = torch.stack(ranks.shared(peaks, images))  # (n, 2, looks, shares)
+        head.accustom(seen[:, 0])
+        return auroc(np.tile([0, 1], len(images)), head.unusual(seen).flatten().numpy())
 
     return found
+
+
+def accustom(head: DefectHead, looks: Looks, numbers: Sequence[int]) -> DefectHead:
+    """The head, shown normal images that it was not trained on, so that it knows how high their peaks usually are."""
+    seen = []
+    for _, views in looks.sound(numbers):
+        seen += ranks.shared(lambda piece: peaks_and_map(head, piece.image, piece.keep, precision=looks.settings.precision)[0], [piece for view in views for piece in view.pieces])
+    head.accustom(torch.stack(seen))
+    return head
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,7 @@ class Evidence:
 
     def blend(self) -> Blend:
         """The parts standardised and weighted; see `detector.fit_blend`."""
-        return fit_blend(self.normal, [kind for kind in (self.drawn, self.wrong) if len(kind)])
+        return fit_blend(self.normal, self.drawn, self.wrong)
 
     def settle(self, model: Model) -> Model:
         """The model with its parts weighted, and its maps standardised and weighted, by this evidence."""

@@ -30,7 +30,7 @@ from cmgcli.detector import Settings
 from cmgcli.encoder import Encoder, choose_device, choose_precision, load_encoder
 from cmgcli.errors import DatasetError, ImageError, SettingsError
 from cmgcli.head import DefectHead, fast_bfloat16
-from cmgcli.heldout import drawn_auroc, gather
+from cmgcli.heldout import accustom, drawn_auroc, gather
 from cmgcli.learn import Place, Progress, learn, state_of, with_album
 from cmgcli.loader import BATCH, ImageStore, decoded
 from cmgcli.looks import Looks
@@ -191,8 +191,6 @@ def fit_records(
     parts = split(len(records), false_alarm=false_alarm, seed=settings.seed)
     (learner,) = learn(looks, [parts.fit], report)
     draft = learner.draft(false_alarm=false_alarm, snapshot=state_of(snapshot, 0), report=report)
-    if settings.adapt_steps > 0:
-        draft = replace(draft, detector=replace(draft.detector, head=_adapt(looks, parts, learner.places, snapshot, report)))
 
     # the calibration images must not be touched here, or the promise of the threshold would be void
     if len(parts.tune) >= FEWEST_TO_TUNE:
@@ -200,6 +198,9 @@ def fit_records(
     else:
         basis = Looks([records[i] for i in parts.fit], encoder, settings, batch_size=batch_size, mirrored=True)
         numbers = range(len(parts.fit))
+    if settings.adapt_steps > 0:
+        head = accustom(_adapt(looks, parts, learner.places, snapshot, report), basis, numbers)
+        draft = replace(draft, detector=replace(draft.detector, head=head))
     weighed = gather(draft, basis, numbers, made_up=len(numbers), report=lambda done: report("weighing the parts of the score", done, len(numbers)))
     model = weighed.settle(draft)
 

@@ -233,7 +233,7 @@ def _weighed(scorer: ZeroShot, batch_size: int, rng: np.random.Generator) -> Zer
             wrong.append(scorer.judge(scorer.look([view.image], [other])[0], other, name).values)
     if not normal:
         return scorer
-    blend = fit_blend(np.array(normal), [np.array(kind) for kind in (drawn, wrong) if kind])
+    blend = fit_blend(np.array(normal), np.array(drawn), np.array(wrong))
     weight = blend.weight[1:] if blend.weight[1:].sum() > 0 else np.array([0.0, 1.0])
     location, scale = np.median(peaks, axis=0), np.maximum(np.std(peaks, axis=0), 1e-6)
     return replace(scorer, blend=blend, map_reference=np.column_stack([location, scale, weight / weight.sum()]))

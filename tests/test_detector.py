@@ -5,6 +5,9 @@ import pytest
 import torch
 
 from cmgcli.detector import Blend, fit_blend, patch_features, top_mean
+from cmgcli.metrics import auroc
+
+NONE = np.empty((0, 3))
 
 
 def points(count: int, dim: int = 16, seed: int = 0) -> torch.Tensor:
@@ -28,7 +31,7 @@ def test_a_part_without_signal_gets_no_weight():
     normal, anomalous = rng.normal(size=(300, 3)), rng.normal(size=(300, 3))
     anomalous[:, 0] += 3
     anomalous[:, 1] -= 1
-    blend = fit_blend(normal, [anomalous])
+    blend = fit_blend(normal, anomalous, NONE)
     assert blend.weight[0] > 0.85
     assert blend.weight[1] == 0
     assert blend.weight.sum() == pytest.approx(1)
@@ -40,9 +43,20 @@ def test_a_part_is_not_blamed_for_the_kinds_it_cannot_see():
     scratched[:, 2] += 3
     wrong[:, 0] += 3
     wrong[:, 2] -= 3
-    blend = fit_blend(normal, [scratched, wrong])
-    assert blend.weight[0] == pytest.approx(blend.weight[2], rel=0.1)
-    assert blend.weight[1] < 0.1
+    blend = fit_blend(normal, scratched, wrong)
+    assert blend.weight[0] == pytest.approx(blend.weight[2] * 0.1, rel=0.1)
+    assert blend.weight[1] < 0.02
+
+
+def test_a_wrong_part_is_found_by_the_part_that_alone_sees_it():
+    rng = np.random.default_rng(0)
+    normal, scratched, wrong = (rng.normal(size=(300, 3)) for _ in range(3))
+    scratched[:, 2] += 2
+    wrong[:, 0] += 6
+    blend = fit_blend(normal, scratched, wrong)
+    assert (blend(wrong) > np.quantile(blend(normal), 0.95)).mean() > 0.9
+    alone = fit_blend(normal, scratched, NONE)
+    assert auroc(np.repeat([0, 1], 300), blend(np.r_[normal, scratched])) > auroc(np.repeat([0, 1], 300), alone(np.r_[normal, scratched])) - 0.01
 
 
 def test_an_absent_part_counts_for_nothing():
@@ -50,7 +64,7 @@ def test_an_absent_part_counts_for_nothing():
     normal = rng.normal(size=(50, 3))
     normal[:, 2] = np.nan
     anomalous = normal + [3, 3, np.nan]
-    blend = fit_blend(normal, [anomalous])
+    blend = fit_blend(normal, anomalous, NONE)
     assert blend.weight[2] == 0
     assert np.isfinite(blend(normal)).all()
 
@@ -64,5 +78,5 @@ def test_a_worse_part_always_gives_a_higher_score():
 
 
 def test_constant_normals_do_not_divide_by_zero():
-    blend = fit_blend(np.zeros((5, 3)), [np.ones((5, 3))])
+    blend = fit_blend(np.zeros((5, 3)), np.ones((5, 3)), NONE)
     assert np.isfinite(blend(np.array([[0.0, 0, 0], [1, 1, 1]]))).all()

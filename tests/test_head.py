@@ -73,6 +73,33 @@ def test_tiles_give_the_map_of_the_whole_image(net, monkeypatch, side):
     assert tiled_score == pytest.approx(score, abs=1e-4)
 
 
+def test_a_peak_counts_by_how_unusual_it_is_for_good_images():
+    head, usual = DefectHead(), torch.randn(400, 4, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.1, 1, 10])
+    head.accustom(usual)
+    calm = usual.median(0).values
+    assert float(head.unusual(calm)) == pytest.approx(np.log(2), abs=1e-3)
+    raised = calm + 3 * torch.eye(3)[:, None] * torch.tensor([0.1, 1, 10])  # one share each, in all looks, by three standard deviations
+    found = head.unusual(raised)
+    assert float(found.min()) > 1.5 and float(found.max() / found.min()) < 1.1
+
+
+def test_each_higher_peak_gives_a_higher_score():
+    head = DefectHead()
+    head.accustom(torch.randn(50, 4, 3))
+    for look in range(4):
+        for share in range(3):
+            peaks = torch.zeros(60, 4, 3)
+            peaks[:, look, share] = torch.linspace(-5, 300, 60)
+            assert (head.unusual(peaks).diff() > 0).all()
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_good_images_that_are_all_alike_do_not_divide_by_zero(count):
+    head = DefectHead()
+    head.accustom(torch.full((count, 4, 3), -2.0))
+    assert torch.isfinite(head.unusual(torch.zeros(4, 3)))
+
+
 def test_bfloat16_ranks_as_float32_does():
     head, rng = load_head().eval(), np.random.default_rng(0)
     images = [cv2.resize(rng.integers(0, 256, (n, n, 3), np.uint8), (96, 64), interpolation=cv2.INTER_CUBIC) for n in range(3, 43)]

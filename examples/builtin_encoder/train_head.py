@@ -20,7 +20,7 @@ import torch
 
 from cmgcli import defects, line
 from cmgcli.adapt import Crop, Scene, draw_crops, train_head
-from cmgcli.head import DefectHead, head_map
+from cmgcli.head import DefectHead, head_map, peaks_and_map
 from cmgcli.images import find_images, read_image
 from cmgcli.metrics import auroc
 from cmgcli.pretrained_head import HEAD, load_head, save_head
@@ -47,10 +47,14 @@ def sampler(photos: list[np.ndarray], scenes: list[np.ndarray]):
     return sample
 
 
+def flawless(photos: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+    return [surface(photo, rng, 192) for photo in photos]
+
+
 def held_out_auroc(head: DefectHead, photos: list[np.ndarray]) -> dict[str, float]:
     """AUROC of each kind of drawn defect on surfaces of photographs that were not trained on."""
     rng = np.random.default_rng(5)
-    normal = [surface(photo, rng, 192) for photo in photos]
+    normal = flawless(photos, rng)
     calm = [head_map(head, image, GRID)[0] for image in normal]
     found = {}
     for kind in defects.KINDS:
@@ -89,9 +93,10 @@ def main() -> None:
         progress=report,
         device=args.device,
     )
+    head.cpu().accustom(torch.stack([peaks_and_map(head, image, GRID)[0] for image in flawless(held, np.random.default_rng(6))]))
     save_head(head, args.weights)
     args.weights.with_suffix(".training").unlink(missing_ok=True)
-    for kind, value in held_out_auroc(head.cpu(), held).items():
+    for kind, value in held_out_auroc(head, held).items():
         print(f"AUROC of drawn defects on held-out materials, {kind}: {value:.3f}")
 
 
