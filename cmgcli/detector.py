@@ -109,7 +109,7 @@ def top_mean(distances: Tensor, patch_count: int) -> float:
 
 @dataclass(frozen=True)
 class Blend:
-    """How the parts make one score: each standardised on held-out normals, bent so that it cannot go far below zero, squared, weighted.
+    """How the parts make one score: the root of their weighted squares, each standardised on held-out normals and bent above zero.
 
     ``softplus`` keeps every part strictly increasing and unclamped, while a part that finds an image *more* normal than
     usual cannot buy off the evidence of another. The square lets plain evidence of one part stand out of the murmur of all.
@@ -120,11 +120,15 @@ class Blend:
     weight: np.ndarray  # (3,) float64, sums to 1; 0 for an absent part
 
     def __call__(self, parts: np.ndarray) -> np.ndarray:
-        """Scores (n,) of parts (n, 3); an absent part is NaN and has weight 0."""
-        return self.terms(parts).sum(axis=1)
+        """Scores (n,) of parts (n, 3), about 1 for a good image; an absent part is NaN and has weight 0."""
+        return np.sqrt(self._squares(parts).sum(axis=1))
 
     def terms(self, parts: np.ndarray) -> np.ndarray:
         """What each part adds to the score: (..., 3) of parts (..., 3); 0 for an absent part."""
+        squares = self._squares(parts)
+        return squares / np.sqrt(np.maximum(squares.sum(axis=-1, keepdims=True), np.finfo(float).tiny))
+
+    def _squares(self, parts: np.ndarray) -> np.ndarray:
         z = (np.asarray(parts, np.float64) - self.location) / self.scale
         return np.where(self.weight > 0, self.weight * np.logaddexp(0, np.nan_to_num(z)) ** 2, 0)
 

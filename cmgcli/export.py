@@ -179,7 +179,7 @@ class Inspector(nn.Module):
             head_score, head_map = self.head(channels, kept.view(self.grid))
         parts = torch.stack([self._image_score(F.normalize(seen.embedding[0], dim=0), caption), _top_mean(distances, kept, TOP_SHARE).double(), head_score.double()])
         z = (parts - self.blend_location) / self.blend_scale
-        score = (self.blend_weight * (z.clamp(min=0) + (1 + (-z.abs()).exp()).log()) ** 2).sum().float()
+        score = (self.blend_weight * (z.clamp(min=0) + (1 + (-z.abs()).exp()).log()) ** 2).sum().sqrt().float()
         return score, self.thresholds.index_select(0, caption.view(1))[0], self._map(distances, kept, head_map)
 
     def _kept(self, dense: Tensor, text: Tensor) -> Tensor:

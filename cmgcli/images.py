@@ -11,6 +11,7 @@ import re
 import stat
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,13 @@ def _walk(folder: str) -> Iterator[str]:
 
 
 def listed(folder: str) -> list[str]:
-    """What is in a folder and not hidden, in natural order. Raises ImageError where it cannot be listed."""
+    """What is in a folder and not hidden, in natural order. Raises ImageError where it cannot be listed, or may not be entered."""
     try:
-        return sorted((name for name in os.listdir(folder) if not name.startswith(".")), key=_natural)
+        names = sorted((name for name in os.listdir(folder) if not name.startswith(".")), key=_natural)
+        with suppress(FileNotFoundError):  # gone meanwhile
+            for name in names[:1]:  # where a folder gives its names, but may not be entered, a subfolder looks like a file
+                os.lstat(os.path.join(folder, name))
+        return names
     except OSError as error:
         raise ImageError(f"{folder!r}: the folder cannot be listed: {error.strerror}") from error
 

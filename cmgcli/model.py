@@ -15,7 +15,7 @@ from cmgcli import checkpoint
 from cmgcli.cmle import Reconstruction
 from cmgcli.detector import Detector, Settings, top_mean
 from cmgcli.encoder import Encoder, load_encoder
-from cmgcli.errors import CheckpointError, ImageError
+from cmgcli.errors import CheckpointError, EncoderError, ImageError
 from cmgcli.head import head_map
 from cmgcli.loader import BATCH, decoded
 from cmgcli.rows import Row
@@ -52,9 +52,13 @@ class Model:
 
         Raises:
             CheckpointError: a damaged file, or the encoder's weights are no longer the ones of the fit.
+            EncoderError: the encoder cannot be loaded.
         """
         detector = checkpoint.load(Path(path))
-        encoder = load_encoder(detector.settings.encoder, device=device, precision=detector.settings.encoder_precision)
+        try:
+            encoder = load_encoder(detector.settings.encoder, device=device, precision=detector.settings.encoder_precision)
+        except EncoderError as error:
+            raise EncoderError(f"{path} was fitted with an encoder that cannot be loaded: {error}") from error
         if encoder.sha256 != detector.settings.encoder_sha256:
             raise CheckpointError(
                 f"{path} was fitted with other weights of encoder {encoder.name} (expected {detector.settings.encoder_sha256[:16]}, "

@@ -233,6 +233,20 @@ def test_a_directory_that_cannot_be_listed_stands_for_itself(tmp_path, monkeypat
         images.read_image(tmp_path)
 
 
+def test_a_directory_that_gives_its_names_but_may_not_be_entered_stands_for_itself(tmp_path, monkeypatch):
+    """Its subfolders cannot be told from files, and would be left out without a word."""
+    (tmp_path / "line" / "monday").mkdir(parents=True)
+    images.write_png(tmp_path / "line" / "monday" / "0.png", noise(4, 6))
+
+    def refuse(path, **_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(images.os, "lstat", refuse)
+    assert images.find_images([str(tmp_path / "line")]) == [str(tmp_path / "line")]
+    with pytest.raises(ImageError, match="cannot be listed: Permission denied"):
+        images.read_image(tmp_path / "line")
+
+
 @pytest.mark.parametrize("shape", [(4, 6), (4, 6, 3)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_write_png_gives_back_its_array(tmp_path, shape, dtype):

@@ -181,7 +181,7 @@ def test_a_model_finds_its_encoder_from_every_folder(tiny_folder, small_line, tm
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert next(Model.load("../m.cmg", device="cpu").score(["../few/" + test_images(small_line)[0].name])).error == ""
     shutil.rmtree(tmp_path / "tiny")
-    with pytest.raises(EncoderError, match=str(tmp_path / "tiny")):
+    with pytest.raises(EncoderError, match=f"m.cmg was fitted with an encoder that cannot be loaded: .*{tmp_path / 'tiny'}"):
         Model.load("../m.cmg", device="cpu")
 
 
