@@ -37,6 +37,7 @@ def audit_model(
     stress_images: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     device: str = "auto",
+    false_alarm: float | None = None,
 ) -> Page:
     """Evaluate a model file.
 
@@ -45,11 +46,12 @@ def audit_model(
         command: the arguments of the command line, to be named on the page.
         ablate: also compare the method with its parts left out, with heads of so many steps; None: do not.
         stress: also try the changes of a shop floor, on at most ``stress_images`` of the images.
+        false_alarm: see `Model.load`.
     """
     from cmgcli import evaluation, stressing
     from cmgcli.model import Model
 
-    fitted = Model.load(model, device=device)
+    fitted = Model.load(model, device=device, false_alarm=false_alarm)
     result = evaluation.evaluate(fitted, images, labels, progress=progress, **options)
     table, allow_missing = {}, options.get("allow_missing", False)
     if ablate is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -53,6 +53,11 @@ class Calibration:
     def threshold(self, group: int | None = None) -> float:
         """A score above it is anomalous; see `conformal_threshold`."""
         return conformal_threshold(self.scores_for(group), self.false_alarm)
+
+    def at(self, false_alarm: float) -> Calibration:
+        """The same scores for another rate; groups too small for it are judged by all scores. Raises SettingsError for a rate outside (0, 1)."""
+        enough = 1 / check_rate(false_alarm) - 1 - 1e-9
+        return replace(self, false_alarm=false_alarm, groups={g: scores for g, scores in self.groups.items() if len(scores) >= enough})
 
     @property
     def promised_rate(self) -> float:

@@ -186,6 +186,7 @@ def score(
     summary: o.Summary = None,
     fail_on_anomaly: o.FailOnAnomaly = False,
     max_anomalies: o.MaxAnomalies = None,
+    false_alarm: o.JudgedFalseAlarm = None,
     watch_drift: o.WatchDrift = False,
     fail_on_drift: o.FailOnDrift = False,
     engine: o.EngineOption = o.Engine.local,
@@ -206,6 +207,7 @@ def score(
 
         gates = {"--fail-on-anomaly": fail_on_anomaly, "--max-anomalies": max_anomalies, "--watch-drift": watch_drift, "--fail-on-drift": fail_on_drift}
         served = gates | {"--junit": junit, "--summary": summary, "--explain": explain, "--explain-all": explain_all, "--defects": defects}
+        served |= {"--false-alarm": false_alarm}
         served |= {"--engine ray": engine is o.Engine.ray, "--address": address}
         check_options(zero_shot, model, fitted=served, unfitted={"--caption": caption, "--encoder": encoder})
         check_needs(context, needs.SCORE)
@@ -230,7 +232,7 @@ def score(
         score_fitted(
             files, lookup, model=model, leaves=leaves, resume=resume, live=paths == ["-"], phrases=phrases,
             limits=limits, watch_drift=watch_drift, fail_on_drift=fail_on_drift,
-            ray=engine is o.Engine.ray, address=address, device=device, batch_size=batch_size,
+            ray=engine is o.Engine.ray, false_alarm=false_alarm, address=address, device=device, batch_size=batch_size,
         )  # fmt: skip
 
 
@@ -329,6 +331,7 @@ def evaluate(
     images: o.EvaluatedImages = None,
     labels: o.Labels = None,
     defects: o.EvaluatedDefects = None,
+    false_alarm: o.JudgedFalseAlarm = None,
     min_auroc: o.MinAuroc = None,
     max_false_alarm: o.MaxFalseAlarm = None,
     max_miss: o.MaxMiss = None,
@@ -364,7 +367,7 @@ def evaluate(
                 raise SettingsError("--model scores the images now; give their directory with --images")
             options |= given(batch_size=batch_size, phrases=_phrases(defects))
             steps = (adapt_steps or 0) if ablate else None
-            extras = given(stress=stress, stress_images=stress_images, device=device)
+            extras = given(stress=stress, stress_images=stress_images, device=device, false_alarm=false_alarm)
             with progress_bar() as progress, telling_if_interrupted("to evaluate in steps: cmg score --out FILE --resume, then cmg eval --scores FILE"):
                 content = audit.audit_model(model, images, labels, options, command=sys.argv[1:], ablate=steps, progress=progress, **extras)
         content = replace(content, gates=report.gates(content.result, min_auroc=min_auroc, max_false_alarm=max_false_alarm, max_miss=max_miss))

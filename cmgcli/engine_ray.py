@@ -24,13 +24,13 @@ from cmgcli.rows import NamedRow, Row
 class Scorer:
     """What each actor runs: loads the model once, then scores batches of paths."""
 
-    def __init__(self, model: bytes, device: str, batch_size: int, phrases: Sequence[Phrase] | None) -> None:
+    def __init__(self, model: bytes, device: str, batch_size: int, phrases: Sequence[Phrase] | None, false_alarm: float | None) -> None:
         from cmgcli.model import Model
 
         with tempfile.NamedTemporaryFile(suffix=".cmg") as file:
             file.write(model)
             file.flush()
-            self.model = Model.load(file.name, device=device)
+            self.model = Model.load(file.name, device=device, false_alarm=false_alarm)
         self.batch_size, self.phrases = batch_size, phrases
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -49,6 +49,7 @@ def score_on_ray(
     captions: Mapping[Path, str] | None = None,
     *,
     phrases: Sequence[Phrase] | None = None,
+    false_alarm: float | None = None,
     device: str = "auto",
     batch_size: int = BATCH,
     address: str | None = None,
@@ -56,7 +57,7 @@ def score_on_ray(
     """The rows of `scoring.score_files`, computed by a cluster. Paths are read to their end before the first is scored.
 
     Args:
-        model: the model file. phrases: as there.
+        model: the model file. phrases: as there. false_alarm: see `Model.load`.
         device: auto, cpu or cuda; auto takes the GPUs of the cluster where it has any, an actor each, else its cores.
         address: of a running cluster, as `ray start --head` prints it, or ``auto``; None starts one on this machine.
     Raises:
@@ -71,7 +72,7 @@ def score_on_ray(
             "and set RAY_AUTH_MODE and RAY_AUTH_TOKEN as it was started with, where it asks for a token"
         ) from error
     try:
-        yield from _rows(ray, model.read_bytes(), files, captions or {}, phrases, device, batch_size)
+        yield from _rows(ray, (model.read_bytes(), phrases, false_alarm), files, captions or {}, device, batch_size)
     finally:
         ray.shutdown()
 
@@ -88,8 +89,9 @@ def _ray() -> Any:
 
 
 def _rows(
-    ray: Any, model: bytes, files: Iterable[str], captions: Mapping[Path, str], phrases: Sequence[Phrase] | None, device: str, batch_size: int
+    ray: Any, judge: tuple[bytes, Sequence[Phrase] | None, float | None], files: Iterable[str], captions: Mapping[Path, str], device: str, batch_size: int
 ) -> Iterator[Row]:
+    model, phrases, false_alarm = judge
     inputs = [{"input": json.dumps([file, captions.get(Path(file).resolve())])} for file in files]
     if not inputs:
         return
@@ -103,7 +105,7 @@ def _rows(
     actors = max(1, min(gpus or int(found.get("CPU", 1)), -(-len(inputs) // batch_size)))
     scored = ray.data.from_items(inputs, override_num_blocks=min(len(inputs), max(actors, -(-len(inputs) // (8 * batch_size))))).map_batches(
         Scorer,
-        fn_constructor_args=(model, "cuda" if gpus else "cpu", batch_size, phrases),
+        fn_constructor_args=(model, "cuda" if gpus else "cpu", batch_size, phrases, false_alarm),
         batch_size=batch_size,
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=0 if gpus else 1,

@@ -10,12 +10,13 @@ from cmgcli import metrics
 from cmgcli.dataset import Record
 from cmgcli.errors import DatasetError
 from cmgcli.exhibits import Worst
-from cmgcli.report import Case, Confusion, Evaluation, Group, Rate
+from cmgcli.report import Case, Choice, Confusion, Evaluation, Group, Rate
 from cmgcli.rows import COLUMNS
 from cmgcli.words import counted
 
 _PARTS = tuple(name for name in COLUMNS if name.endswith("_score"))
 UNNAMED = "(not named)"
+RATES = (0.01, 0.02, 0.05, 0.1, 0.2)  # promised shares of false alarms to choose from
 SIZES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # shares of the image between which defects are of one size
 
 
@@ -74,6 +75,7 @@ def evaluation_of(
         by_defect=_by_defect(readable),
         by_caption=_by_caption(readable),
         by_size=_by_size(readable),
+        by_promised_rate=_by_promised_rate(readable),
         cases=tuple(cases),
         worst_misses=worst.misses,
         worst_false_alarms=worst.false_alarms,
@@ -116,6 +118,23 @@ def _by_defect(cases: Sequence[Case]) -> dict[str, Group]:
     if set(kinds) == {UNNAMED}:
         return {}
     return {name: _group(kinds[name], good) for name in sorted(kinds)}
+
+
+def _by_promised_rate(cases: Sequence[Case]) -> dict[str, Choice]:
+    """What each of `RATES` would give: a score is above the threshold of a rate just where its p-value is at most the rate.
+
+    A rate below every p-value is left out: the calibration may be too small to promise it.
+    """
+    values = [case.row.p_value for case in cases]
+    if None in values:
+        return {}
+    found = {}
+    for rate in RATES:
+        flagged = [value <= rate + 1e-9 for value in values]
+        if any(flagged):
+            good, bad = ([flag for flag, case in zip(flagged, cases, strict=True) if case.anomalous is wanted] for wanted in (False, True))
+            found[f"{rate:g}"] = Choice(_rate(good), _rate([not flag for flag in bad]))
+    return found
 
 
 def _by_size(cases: Sequence[Case]) -> dict[str, Group]:

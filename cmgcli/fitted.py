@@ -48,6 +48,7 @@ def score_fitted(
     watch_drift: bool,
     fail_on_drift: bool,
     ray: bool,
+    false_alarm: float | None,
     address: str | None,
     device: str | None,
     batch_size: int | None,
@@ -58,7 +59,7 @@ def score_fitted(
         resume: go on after the last whole row of ``leaves.rows``.
         live: the files come from a pipe.
         phrases: name the defects, see `naming`; None: do not.
-        address, device, batch_size: None is the engine's default.
+        false_alarm: the promised rate whose threshold judges; None: that of the fit. address, device, batch_size: None is the engine's default.
     Raises:
         CmgError: something cannot be read or written. typer.Exit: a gate failed, or an input could not be read.
     """
@@ -66,7 +67,7 @@ def score_fitted(
     kind = Row if phrases is None else NamedRow
     done = resume_scores(leaves.rows, jsonl=leaves.jsonl, kind=kind) if resume else ()
     files = rest_of(files, done)
-    fitted = load_model(model, device)
+    fitted = load_model(model, device, false_alarm)
     from cmgcli.scoring import TileWork, score_files
 
     watch = DriftWatch(fitted.detector.calibration.scores) if watch_drift or fail_on_drift else None
@@ -77,7 +78,7 @@ def score_fitted(
     if ray:
         from cmgcli.engine_ray import score_on_ray
 
-        found = score_on_ray(model, files, captions, **given(phrases=phrases, address=address, device=device, batch_size=batch_size))
+        found = score_on_ray(model, files, captions, **given(phrases=phrases, false_alarm=false_alarm, address=address, device=device, batch_size=batch_size))
     else:
         extras = given(phrases=phrases, maps=leaves.maps, explained=leaves.explain, batch_size=batch_size)
         found = score_files(fitted, files, captions, done=done, explain_all=leaves.explain_all, live=live, work=work, **extras)
@@ -92,14 +93,14 @@ def score_fitted(
     _conclude(tally.verdict(limits, fail_on_drift=fail_on_drift), fitted, began, leaves)
 
 
-def load_model(file: Path, device: str | None) -> Model:
-    """The model of a file; says so where it cannot promise anything."""
+def load_model(file: Path, device: str | None, false_alarm: float | None = None) -> Model:
+    """The model of a file; says what it promises at another rate than that of its fit, and where it cannot promise anything."""
     with timed("importing torch"):
         from cmgcli.model import Model
     with timed("importing open_clip and loading the model"):
-        model = Model.load(file, **given(device=device))
+        model = Model.load(file, **given(device=device, false_alarm=false_alarm))
     detail(f"encoder {model.encoder.name} on {model.encoder.device}")
-    if len(model.detector.calibration.scores) == 0:
+    if false_alarm is not None or len(model.detector.calibration.scores) == 0:
         say(model.detector.calibration.sentence)
     return model
 

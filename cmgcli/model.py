@@ -47,14 +47,19 @@ class Model:
         checkpoint.save(self.detector, Path(path))
 
     @staticmethod
-    def load(path: Path | str, *, device: str = "auto") -> Model:
+    def load(path: Path | str, *, device: str = "auto", false_alarm: float | None = None) -> Model:
         """Read a model and the encoder it was fitted with.
 
+        Args:
+            false_alarm: judge by the threshold of this promised rate; None: by that of the fit.
         Raises:
+            SettingsError: a rate outside (0, 1).
             CheckpointError: a damaged file, or the encoder's weights are no longer the ones of the fit.
             EncoderError: the encoder cannot be loaded.
         """
         detector = checkpoint.load(Path(path))
+        if false_alarm is not None:
+            detector = replace(detector, calibration=detector.calibration.at(false_alarm))
         try:
             encoder = load_encoder(detector.settings.encoder, device=device, precision=detector.settings.encoder_precision)
         except EncoderError as error:

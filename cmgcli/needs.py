@@ -45,6 +45,7 @@ EVAL = (
     Need("adapt_steps", lambda o: o["ablate"], "--adapt-steps is for the models that --ablate fits; give it with --ablate"),
     Need("ablate", lambda o: o["model"] is not None, "--ablate fits models of its own; give --model instead of --scores"),
     Need("defects", lambda o: o["model"] is not None, "--defects looks at the images; give --model instead of --scores"),
+    Need("false_alarm", lambda o: o["model"] is not None, "--false-alarm asks a model for another threshold; give --model instead of --scores"),
     Need("stress", lambda o: o["model"] is not None, "--stress scores changed images; give --model instead of --scores"),
     Need("device", lambda o: o["model"] is not None, "--device is where a model computes; give --model instead of --scores"),
     Need("batch_size", lambda o: o["model"] is not None, "--batch-size is how many images a model takes at once; give --model instead of --scores"),

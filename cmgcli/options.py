@@ -139,6 +139,10 @@ EncoderOption = Annotated[
 FalseAlarm = Annotated[
     Optional[float], typer.Option(help="Largest share of good images that may be called anomalous; it sets the threshold.", show_default="0.01", rich_help_panel=METHOD)
 ]
+JudgedFalseAlarm = Annotated[
+    Optional[float],
+    typer.Option("--false-alarm", help="Judge by the threshold of this promised share of false alarms, without a new fit.", show_default="that of the fit", rich_help_panel=GATES),
+]
 CalibrationOption = Annotated[
     Optional[Calibration],
     typer.Option(

@@ -44,6 +44,8 @@ def _print_tables(content: Page) -> None:
     console = Lasting()
     try:
         console.print(report.evaluation_table(content.result))
+        if content.result.by_promised_rate:
+            console.print(report.rate_table(content.result))
         for table in report.group_tables(content.result):
             console.print(table)
         if content.result.naming is not None:

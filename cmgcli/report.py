@@ -72,6 +72,14 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What a promised false-alarm rate would give on these images."""
+
+    false_alarm_rate: Rate
+    miss_rate: Rate
+
+
+@dataclass(frozen=True)
 class Gate:
     """A limit that a figure must keep."""
 
@@ -134,6 +142,7 @@ class Evaluation:
     by_defect: Mapping[str, Group]
     by_caption: Mapping[str, Group]
     by_size: Mapping[str, Group] = field(default_factory=dict)  # defects by their share of the image, small ones first; where there are masks
+    by_promised_rate: Mapping[str, Choice] = field(default_factory=dict)  # where there are p-values, for the rates that they can tell
     cases: tuple[Case, ...] = ()  # all of them, in their order
     worst_misses: tuple[Exhibit, ...] = ()  # anomalous, the lowest score first
     worst_false_alarms: tuple[Exhibit, ...] = ()  # good, the highest score first
@@ -220,6 +229,19 @@ def evaluation_table(result: Evaluation) -> "Table":
         figures |= {"C-index of severity": result.severity.c_index, "Kendall's tau of severity": result.severity.kendall_tau}
     figures |= {f"AUROC by {name}": value for name, value in result.auroc_by_part.items()}
     return metrics_table(figures, title="evaluation")
+
+
+def rate_table(result: Evaluation) -> "Table":
+    """One row per promised false-alarm rate that could be chosen."""
+    from rich.table import Table
+
+    table = Table(title="by promised false-alarm rate")
+    table.add_column("promised")
+    for name in ("false alarms", "rate [95 %]", "missed", "miss rate [95 %]"):
+        table.add_column(name, justify="right")
+    for name, choice in result.by_promised_rate.items():
+        table.add_row(name, *(cell for rate in (choice.false_alarm_rate, choice.miss_rate) for cell in (_count(rate), _rate(rate))))
+    return table
 
 
 def group_tables(result: Evaluation) -> "Iterable[Table]":

@@ -44,6 +44,24 @@ def test_flagged_means_p_value_at_most_the_rate():
         assert (score > calibration.threshold()) == (calibration.p_value(score) <= 0.05)
 
 
+@pytest.mark.parametrize("rate", [0.01, 0.05, 0.1, 0.2, 0.5])
+def test_another_rate_judges_as_a_fit_at_that_rate_would(rate):
+    rng = np.random.default_rng(2)
+    scores, groups = rng.normal(size=130), [0] * 60 + [1] * 70
+    changed, fitted = calibrate(scores, groups, false_alarm=0.02).at(rate), calibrate(scores, groups, false_alarm=rate)
+    assert (changed.threshold(), changed.sentence, changed.promised_rate) == (fitted.threshold(), fitted.sentence, fitted.promised_rate)
+    for score in rng.normal(size=300) * 2:
+        assert (score > changed.threshold()) == (changed.p_value(score) <= rate)
+
+
+def test_a_group_too_small_for_another_rate_is_judged_by_all():
+    calibration = calibrate(np.r_[np.arange(20.0), 100 + np.arange(90.0)], [0] * 20 + [1] * 90, false_alarm=0.1)
+    assert set(calibration.groups) == {0, 1} and set(calibration.at(0.02).groups) == {1}
+    assert calibration.at(0.02).threshold(0) == calibration.at(0.02).threshold(None)
+    with pytest.raises(SettingsError, match="between 0 and 1"):
+        calibration.at(1.0)
+
+
 def test_too_few_images_say_what_they_can_promise():
     calibration = calibrate([1.0, 2.0, 3.0], [0, 0, 0], false_alarm=0.01)
     assert calibration.threshold() == 3.0

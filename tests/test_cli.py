@@ -90,6 +90,25 @@ def test_a_truncated_image_among_good_ones(small_line, model_file, tmp_path):
         assert float(rows[i]["score"]) == pytest.approx(float(whole[i]["score"]), rel=1e-4)
 
 
+def test_another_rate_needs_no_new_fit(small_line, model_file, tmp_path):
+    score = ("score", "--model", model_file, "--captions", small_line / "metadata.csv", small_line / "images")
+    plain, wide = cmg_here(*score), cmg_here(*score, "--false-alarm", 0.3)
+    assert "at most 0.3 of good images" in wide.err or "about 0.3 of good images" in wide.err
+    rows = table(wide.out)
+    assert [row["anomalous"] for row in rows] == [str(int(float(row["p_value"]) <= 0.3)) for row in rows]
+    assert sum(row["anomalous"] == "1" for row in rows) > sum(row["anomalous"] == "1" for row in table(plain.out))
+    drop = {"anomalous": ""}
+    assert [row | drop for row in rows] == [row | drop for row in table(plain.out)]
+    report = ("eval", "--model", model_file, "--images", small_line, "--labels", small_line / "metadata.csv", "--json", tmp_path / "e.json")
+    assert cmg_here(*report, "--false-alarm", 0.2).returncode == 0
+    figures = json.loads((tmp_path / "e.json").read_text())
+    assert figures["promised_false_alarm_rate"] == 0.2
+    for name in ("false_alarm_rate", "miss_rate"):
+        assert figures["by_promised_rate"]["0.2"][name] == figures[name]
+    wrong(cmg_here(*score, "--false-alarm", 1.5), "false alarm", "between 0 and 1")
+    wrong(cmg_here("score", "--zero-shot", "--caption", "a part", "--false-alarm", 0.1, small_line / "images"), "--false-alarm")
+
+
 @pytest.mark.parametrize("style", ["csv", "jsonl"])
 def test_resume_goes_on_after_the_last_whole_row(small_line, model_file, tmp_path, style):
     out = tmp_path / "scores"
@@ -257,7 +276,7 @@ def test_no_option_is_ignored(small_line, model_file):
         ("score x --model m --engine local", "--address auto", "--engine ray"),
         ("eval --model m", "--stress-images 4", "--stress too"),
         ("eval --model m", "--adapt-steps 4", "--ablate"),
-        *(("eval --scores s", option, "--model") for option in ("--ablate", "--defects d", "--stress", "--device cpu", "--batch-size 3")),
+        *(("eval --scores s", option, "--model") for option in ("--false-alarm 0.1", "--ablate", "--defects d", "--stress", "--device cpu", "--batch-size 3")),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused_with_the_other_one(command, option, other):

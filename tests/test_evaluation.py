@@ -20,7 +20,7 @@ from cmgcli.exhibits import SIDE, Worst, exhibit
 from cmgcli.figures import evaluation_of
 from cmgcli.images import write_png
 from cmgcli.page import Page, render
-from cmgcli.report import Exhibit, evaluation_table, group_tables
+from cmgcli.report import Exhibit, evaluation_table, group_tables, rate_table
 from cmgcli.rows import Row
 from cmgcli.scored import evaluate_scores
 
@@ -51,6 +51,20 @@ def test_levels_of_severity_are_compared_with_the_scores():
     assert result.anomalous == 20 and result.as_dict()["severity"]["c_index"] == 1.0
     assert "C-index of severity" in [str(cell) for cell in evaluation_table(result).columns[0].cells]
     assert "Severity, C-index" in render(Page("p", result, datetime(2026, 1, 1)))
+
+
+def test_other_promised_rates_are_told_by_the_p_values():
+    values = [0.5, 0.04, 0.3, 0.2, 0.04, 0.02, 0.02, 0.9]
+    cases = [made_case(i, i > 4, score=0.0) for i in range(1, 9)]
+    cases = [replace(case, row=replace(case.row, p_value=value)) for case, value in zip(cases, values, strict=True)]
+    result = evaluation_of(cases, Worst(0), threshold=1.0, promised=0.05)
+    found = {name: (choice.false_alarm_rate.count, choice.miss_rate.count) for name, choice in result.by_promised_rate.items()}
+    assert found == {"0.02": (0, 2), "0.05": (1, 1), "0.1": (1, 1), "0.2": (2, 1)}  # 0.01 is below all of them
+    assert result.as_dict()["by_promised_rate"]["0.2"]["false_alarm_rate"]["total"] == 4
+    assert [str(cell) for cell in rate_table(result).columns[0].cells] == list(found)
+    assert "By promised false-alarm rate" in render(Page("p", result, datetime(2026, 1, 1)))
+    bare = [replace(case, row=replace(case.row, p_value=None)) for case in cases]
+    assert evaluation_of(bare, Worst(0), threshold=1.0, promised=None).by_promised_rate == {}
 
 
 def test_recall_is_told_for_each_decade_of_the_defects_size():
