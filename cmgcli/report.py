@@ -237,10 +237,10 @@ def rate_table(result: Evaluation) -> "Table":
 
     table = Table(title="by promised false-alarm rate")
     table.add_column("promised")
-    for name in ("false alarms", "rate [95 %]", "missed", "miss rate [95 %]"):
+    for name in ("false alarms", "rate", "missed", "rate"):
         table.add_column(name, justify="right")
     for name, choice in result.by_promised_rate.items():
-        table.add_row(name, *(cell for rate in (choice.false_alarm_rate, choice.miss_rate) for cell in (_count(rate), _rate(rate))))
+        table.add_row(name, *(cell for rate in (choice.false_alarm_rate, choice.miss_rate) for cell in (_count(rate), f"{rate.value:.4f}")))
     return table
 
 

@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from cmgcli import defects, head as head_module
 from cmgcli.adapt import Scene, draw_crops, train_head
 from cmgcli.dataset import Record, read_dataset, test_records, training_records
 from cmgcli.encoder import Encoder, load_encoder
-from cmgcli.head import DefectHead, fast_bfloat16, head_map
+from cmgcli.head import DefectHead, fast_bfloat16, head_map, peaks_and_map
 from cmgcli.images import read_image
 from cmgcli.metrics import auroc
 from cmgcli.pipeline import GO_ON_RATE
@@ -88,6 +89,7 @@ class Bench:
             device=self.encoder.device.type,
         )
         minutes = (time.time() - started) / 60
+        head.accustom(torch.stack([peaks_and_map(head, v.image, v.keep if keep else everywhere, precision=self.precision)[0] for v in self.held]))
         print(f"{name}: {steps} steps, {minutes:.1f} min; {self._found(head, keep, kinds)}; {self._real(head, keep)}", flush=True)
 
     def _score(self, head: DefectHead, view: View, image: np.ndarray, keep: bool) -> float:
