@@ -20,12 +20,12 @@ ENGINES = {
     cli.mask: (pipeline.mask, {"out", "contact_sheet"}, set()),
     cli.evaluate: (
         evaluation.evaluate,
-        {"scores", "device", "min_auroc", "max_false_alarm", "max_miss", "ablate", "adapt_steps", "stress", "stress_images", "defects", "json_file", "report_file"},
+        {"scores", "device", "false_alarm", "min_auroc", "max_false_alarm", "max_miss", "ablate", "adapt_steps", "stress", "stress_images", "defects", "json_file", "report_file"},
         {"exhibits", "phrases", "progress"},
     ),
     cli.score: (
         model.Model.inspect,
-        {"model", "zero_shot", "caption", "encoder", "images", "null", "out", "style", "resume", "explain", "explain_all", "defects", "junit", "summary", "fail_on_anomaly", "max_anomalies", "watch_drift", "fail_on_drift", "engine", "address", "device"},
+        {"model", "zero_shot", "caption", "encoder", "images", "null", "out", "style", "resume", "explain", "explain_all", "defects", "junit", "summary", "fail_on_anomaly", "max_anomalies", "watch_drift", "fail_on_drift", "engine", "address", "device", "false_alarm"},
         {"self", "live"},
     ),
 }
