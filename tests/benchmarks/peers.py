@@ -1,6 +1,6 @@
 """cmg beside anomalib's PatchCore: start-up, fit, scoring and memory on the same images at the same input size, in one run.
 
-    python -m tests.benchmarks.peers --anomalib VENV [--fit 100] [--score 200] [--memory 800 2400] [--json FILE]
+    python -m tests.benchmarks.peers --anomalib VENV [--fit 100] [--score 200] [--memory 200 800] [--json FILE]
 
 VENV is a virtual environment of its own with anomalib (`python -m venv VENV && VENV/bin/pip install anomalib`). Its backbone
 gets random weights, so that nothing is downloaded: they cost what trained ones cost. Each figure is that of a process of its
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--anomalib", type=Path, required=True, metavar="VENV")
     parser.add_argument("--fit", type=int, default=100, help="images to fit on; 0: memory only")
     parser.add_argument("--score", type=int, default=200)
-    parser.add_argument("--memory", type=int, nargs="*", default=[800, 2400])
+    parser.add_argument("--memory", type=int, nargs="*", default=[200, 800])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     found: dict[str, object] = {"machine": machine()}
