@@ -130,14 +130,12 @@ def calibrate(scores: Sequence[float], groups: Sequence[int], *, false_alarm: fl
     Raises:
         SettingsError: a rate outside (0, 1), or a score that is not a number.
     """
-    check_rate(false_alarm)
     values = np.asarray(scores, np.float64)
     if not np.isfinite(values).all():
         raise SettingsError(f"calibration: {int((~np.isfinite(values)).sum())} of {len(values)} scores are not finite; look at the training images for blank or broken ones")
     number = np.asarray(groups, np.int64)
-    enough = 1 / false_alarm - 1 - 1e-9
-    large = {int(g): np.sort(values[number == g]) for g in np.unique(number) if (number == g).sum() >= enough}
-    return Calibration(false_alarm, np.sort(values), large, method)
+    every = {int(g): np.sort(values[number == g]) for g in np.unique(number)}
+    return Calibration(false_alarm, np.sort(values), every, method).at(false_alarm)
 
 
 def split(count: int, *, false_alarm: float = 0.01, seed: int = 0) -> Split:

@@ -207,8 +207,7 @@ def score(
 
         gates = {"--fail-on-anomaly": fail_on_anomaly, "--max-anomalies": max_anomalies, "--watch-drift": watch_drift, "--fail-on-drift": fail_on_drift}
         served = gates | {"--junit": junit, "--summary": summary, "--explain": explain, "--explain-all": explain_all, "--defects": defects}
-        served |= {"--false-alarm": false_alarm}
-        served |= {"--engine ray": engine is o.Engine.ray, "--address": address}
+        served |= {"--false-alarm": false_alarm, "--engine ray": engine is o.Engine.ray, "--address": address}
         check_options(zero_shot, model, fitted=served, unfitted={"--caption": caption, "--encoder": encoder})
         check_needs(context, needs.SCORE)
         limits = limits_of(fail_on_anomaly=fail_on_anomaly, max_anomalies=max_anomalies)

@@ -49,7 +49,8 @@ if job["what"] == "fit":
     engine.fit(model=model, datamodule=data)
     engine.trainer.save_checkpoint(job["model"])
 elif job["what"] == "predict":
-    loader = torch.utils.data.DataLoader(PredictDataset(path=job["images"], image_size=side), batch_size=16, num_workers=2, collate_fn=PredictDataset(path=job["images"]).collate_fn)
+    data = PredictDataset(path=job["images"], image_size=side)
+    loader = torch.utils.data.DataLoader(data, batch_size=16, num_workers=2, collate_fn=data.collate_fn)
     rows = engine.predict(model=model, dataloaders=loader, ckpt_path=job["model"])
     found["rows"] = sum(len(batch.pred_score) for batch in rows)
 elif job["what"] == "forward":
