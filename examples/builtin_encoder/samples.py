@@ -8,12 +8,9 @@ photographs, all are scenes of the line.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
 from pathlib import Path
 
-import cv2
 import numpy as np
 from materials import part, surface
 
@@ -21,8 +18,7 @@ from cmgcli import defects, line
 from cmgcli.dataset import read_dataset
 from cmgcli.images import read_image
 
-SIZE, GRID = 168, 14
-CHUNK = 250  # samples of one seed
+SIZE = 224
 RIM = 2  # pixels at the edge of a photograph that may be paler than the rest
 # Kinds of defects, each with what it is called: things, then properties.
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -62,15 +58,14 @@ _ON = ("{piece} on {ground}", "{piece} lying on {ground}", "{piece}, {ground} be
 class Samples:
     """N samples.
 
-    images: (N, S, S, 3) uint8 RGB. shown, flaw: (N, P) uint8, 255 for a patch that is all object, or all defect.
+    images: (N, S, S, 3) uint8 RGB. areas: (N, S, S) uint8, 1 where the object is, 2 where its defect is, 0 elsewhere.
     part: (N,) index into `line.PARTS`, -1 without one. front, back: (N,) index into the names of stuff (`stuff_of`) of what the object and what its
     surroundings are made of. kind: (N,) index into `KIND_NAMES`, -1 where flawless. pair: (N,) the same number for the same
     object. unnamed: (N,) whether the captions name the object in unknown words. good, bad: N captions that call the object flawless, or say nothing of its state; that say it has a defect, its own if it has.
     """
 
     images: np.ndarray
-    shown: np.ndarray
-    flaw: np.ndarray
+    areas: np.ndarray
     part: np.ndarray
     front: np.ndarray
     back: np.ndarray
@@ -108,32 +103,20 @@ def held_out(part_name: str, material: str) -> bool:
     return (line.PARTS.index(part_name) * 7 + line.MATERIALS.index(material) * 3) % 10 == 0
 
 
-def render(count: int, seed: int, photos: Sequence[Photo], stuff: Sequence[str], *, held: str = "", workers: int = 1) -> Samples:
-    """``count`` samples, a multiple of `CHUNK`, of which half show photographs, where there are any.
+def render(count: int, seed: int, photos: Sequence[Photo], stuff: Sequence[str], *, held: str = "") -> Samples:
+    """``count`` samples, of which half show photographs, where there are any.
 
     held: "" for training; "flawless" or "defects" for held-out pairs of the line, without defects and with captions that say
     nothing of a state, or as in training.
     """
-    seeds = [seed + i for i in range(count // CHUNK)]
-    if workers == 1:
-        chunks = [_chunk(each, photos, stuff, held) for each in seeds]
-    else:
-        with ProcessPoolExecutor(workers) as pool:
-            chunks = list(pool.map(_chunk, seeds, repeat(photos), repeat(stuff), repeat(held), chunksize=max(1, len(seeds) // (4 * workers))))
-    arrays = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0] if name not in ("good", "bad")}
-    return Samples(**arrays, good=sum((chunk["good"] for chunk in chunks), []), bad=sum((chunk["bad"] for chunk in chunks), []))
-
-
-def _chunk(seed: int, photos: Sequence[Photo], stuff: Sequence[str], held: str) -> dict:
-    cv2.setNumThreads(1)
     rng, rows = np.random.default_rng(seed), []
-    while len(rows) < CHUNK:
+    while len(rows) < count:
         if photos and rng.random() < 0.5:
             rows.append(_of_photos(photos, stuff, rng))
         elif (row := _of_line(stuff, rng, held)) is not None:
             rows.append(row)
     texts = {name: [row[name] for row in rows] for name in ("good", "bad")}
-    return texts | {name: np.stack([row[name] for row in rows]) for name in rows[0] if name not in texts}
+    return Samples(**texts, **{name: np.stack([row[name] for row in rows]) for name in rows[0] if name not in texts})
 
 
 def _of_line(stuff: Sequence[str], rng: np.random.Generator, held: str) -> dict | None:
@@ -198,8 +181,7 @@ def _row(
     said = kind or KIND_NAMES[int(rng.integers(len(KIND_NAMES)))]
     return {
         "images": image,
-        "shown": _coverage(mask),
-        "flaw": _coverage(flaw),
+        "areas": np.where(flaw, np.uint8(2), mask.astype(np.uint8)),
         "part": np.int64(places[0]),
         "front": np.int64(places[1]),
         "back": np.int64(places[2]),
@@ -209,12 +191,6 @@ def _row(
         "good": good_caption(caption, rng),
         "bad": bad_caption(caption, said, rng),
     }
-
-
-def _coverage(mask: np.ndarray) -> np.ndarray:
-    """(P,) uint8, the share of each patch; a patch that is touched at all has at least 1."""
-    share = cv2.resize(mask.astype(np.float32), (GRID, GRID), interpolation=cv2.INTER_AREA) * 255
-    return np.ceil(share).astype(np.uint8).ravel()
 
 
 def good_caption(caption: str, rng: np.random.Generator) -> str:
