@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +20,7 @@ from cmgcli.errors import CheckpointError, OutputError
 from cmgcli.files import write_whole
 from cmgcli.head import DefectHead
 from cmgcli.projection import Latent
+from cmgcli.words import installed_version
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -62,7 +62,7 @@ def save(detector: Detector, path: Path) -> None:
         "false_alarm": calibration.false_alarm,
         "threshold": calibration.threshold() if len(calibration.scores) else None,
         "fit_images": detector.fit_images,
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": {package: installed_version(package) for package in PACKAGES},
     }
     if detector.head is not None:
         head = detector.head

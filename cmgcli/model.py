@@ -35,12 +35,18 @@ class Inspection:
     parts: Parts | None = None  # of its score, with the maps they come from
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Model:
     """A fitted detector with its encoder, ready to score."""
 
     detector: Detector
     encoder: Encoder
+
+    def __repr__(self) -> str:
+        """What it is, in a line: what it holds would fill pages."""
+        detector = self.detector
+        threshold = f"{detector.calibration.threshold():.4g}" if len(detector.calibration.scores) else "none"
+        return f"<Model: {detector.fit_images} images, encoder {self.encoder.name}, {'a' if detector.head else 'no'} head, threshold {threshold}>"
 
     def save(self, path: Path | str) -> None:
         """Write one safetensors file; see `checkpoint.save`."""

@@ -15,6 +15,7 @@ import typer
 from cmgcli.config import adopt
 from cmgcli.console import hush, reported, tell_more
 from cmgcli.streams import write_out
+from cmgcli.words import installed_version
 
 PACKAGES = ("cmgcli", "torch", "open_clip_torch", "numpy", "opencv-python")
 ENCODERS = "builtin; NAME/TAG or hf-hub:ORG/REPO, downloaded once; NAME@FILE or local-dir:DIR, on disk."
@@ -80,9 +81,8 @@ def print_versions(asked: bool) -> None:
     """What --version does: print the versions that a result depends on, without importing what they are of."""
     if asked:
         import platform
-        from importlib.metadata import version
 
-        versions = [*((package, version(package)) for package in PACKAGES), ("python", platform.python_version())]
+        versions = [*((package, installed_version(package)) for package in PACKAGES), ("python", platform.python_version())]
         with reported():
             write_out(" ".join(f"{package} {number}" for package, number in versions) + "\n")
         raise typer.Exit

@@ -8,11 +8,11 @@ import platform
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cmgcli.errors import InputError
+from cmgcli.words import installed_version
 
 if TYPE_CHECKING:
     from cmgcli.detector import Detector
@@ -56,7 +56,7 @@ def of_run(arguments: Sequence[str]) -> Facts:
     """The command line, as a shell takes it, and what it ran on."""
     return {
         "command": shlex.join(["cmg", *arguments]),
-        "packages": ", ".join(f"{package} {_installed(package)}" for package in PACKAGES),
+        "packages": ", ".join(f"{package} {installed_version(package)}" for package in PACKAGES),
         "Python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
     }
@@ -68,13 +68,6 @@ def _said(value: object) -> str:
     if value is None:
         return "not set"
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "(not installed as a package)"
 
 
 def _fitted_with(path: Path) -> str:

@@ -221,6 +221,21 @@ def test_a_model_of_another_format_or_with_a_changed_header_is_refused(model_fil
         Model.load(tmp_path / "m.cmg", device="cpu")
 
 
+def test_a_source_tree_that_is_not_installed_saves_a_model(small_model, tmp_path, monkeypatch):
+    import importlib.metadata
+
+    def missing(package):
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    small_model.save(tmp_path / "m.cmg")
+    assert Model.load(tmp_path / "m.cmg", device="cpu").detector.fit_images == small_model.detector.fit_images
+
+
+def test_a_model_says_what_it_is_in_a_line(small_model):
+    assert repr(small_model).startswith("<Model: ") and "encoder builtin" in repr(small_model) and len(repr(small_model)) < 120
+
+
 def test_the_same_model_is_the_same_file(small_model, tmp_path):
     """safetensors writes several entries of metadata in any order, so more than one would change the file half of the time."""
     for number in range(8):
