@@ -151,8 +151,8 @@ def _length(scene: Scene, rng: np.random.Generator, low: float, high: float) -> 
 def _scratch(scene: Scene, rng: np.random.Generator, strength: float) -> Patch:
     y, x = pick(scene.allowed, rng)
     thickness = int(rng.integers(1, 4)) * max(1, max(scene.allowed.shape) // 768)
-    line = _walk(rng, np.array([x, y], float), _length(scene, rng, 0.04, 0.6), step=6, jitter=0.02, drift=rng.normal(0, 0.4))
-    line += np.array([x, y]) - line[len(line) // 2]
+    line = _walk(rng, np.array([x, y], float), _length(scene, rng, 0.04, 3.0), step=6, jitter=0.02, drift=rng.normal(0, 0.4))
+    line += np.array([x, y]) - line[int(rng.integers(len(line)))]
     lines = [line + rng.normal(0, 6, 2) for _ in range(int(rng.integers(0, 3)))] if rng.random() < 0.25 else []
     top, left, alpha = _strokes(scene, [line, *lines], [thickness] + [1] * len(lines))
     patch = _lay(scene, rng, (top, left, alpha), strength, dark=0.4)
@@ -164,15 +164,35 @@ def _scratch(scene: Scene, rng: np.random.Generator, strength: float) -> Patch:
 
 
 def _crack(scene: Scene, rng: np.random.Generator, strength: float) -> Patch:
-    y, x = pick(scene.allowed, rng)
-    length = _length(scene, rng, 0.06, 0.5)
-    trunk = _walk(rng, np.array([x, y], float), length, step=3, jitter=0.35, drift=0.0)
+    """From a speck to a fracture right across the image, often from its rim: it wanders but keeps its heading, branches, and is finest at its ends."""
+    at_rim = rng.random() < 0.3
+    y, x = _pick_edge(scene.allowed, rng) if at_rim else pick(scene.allowed, rng)
+    length = _length(scene, rng, 0.06, 3.0)
+    trunk = _headed_walk(rng, np.array([x, y], float), length)
+    if not at_rim:
+        trunk += np.array([x, y]) - trunk[int(rng.integers(len(trunk)))]
     lines = [trunk]
-    for _ in range(int(rng.integers(0, 4))):
+    for _ in range(int(rng.integers(0, 4)) if rng.random() < 0.6 else 0):
         start = trunk[rng.integers(len(trunk))]
-        lines.append(_walk(rng, start, length * rng.uniform(0.15, 0.5), step=3, jitter=0.4, drift=0.0))
-    wide = 2 if strength > 0.6 and rng.random() < 0.5 else 1
-    return _lay(scene, rng, _strokes(scene, lines, [wide] + [1] * (len(lines) - 1)), strength, dark=0.85)
+        lines.append(_headed_walk(rng, start, min(length, 0.5 * max(scene.allowed.shape)) * rng.uniform(0.1, 0.5)))
+    widths, wide = [1] * len(lines), int(rng.integers(1, 5)) if rng.random() < 0.5 else 1
+    for width in range(2, wide + 1):
+        fine = int(len(trunk) * 0.12 * (width - 1))
+        if len(trunk) - 2 * fine > 1:
+            lines.append(trunk[(0 if at_rim else fine) : len(trunk) - fine])
+            widths.append(width)
+    return _lay(scene, rng, _strokes(scene, lines, widths), strength, dark=0.85)
+
+
+def _headed_walk(rng: np.random.Generator, start: np.ndarray, length: float) -> np.ndarray:
+    """A random walk (N, 2) of x, y in steps of 3 pixels that turns at random and is drawn back to a heading, more or less."""
+    count = int(np.clip(length / 3, 2, 240))
+    turns, back, angle, angles = rng.normal(0, rng.uniform(0.1, 0.45), count), rng.uniform(0.02, 0.3), 0.0, []
+    for turn in turns.tolist():
+        angle += turn - back * angle
+        angles.append(angle)
+    heading = rng.uniform(0, 2 * np.pi) + np.array(angles) + np.linspace(0, rng.normal(0, 0.3), count)
+    return np.concatenate([start[None], start + np.cumsum(length / count * np.stack([np.cos(heading), np.sin(heading)], axis=1), axis=0)])
 
 
 def _fibre(scene: Scene, rng: np.random.Generator, strength: float) -> Patch:
@@ -195,9 +215,10 @@ def _scuff(scene: Scene, rng: np.random.Generator, strength: float) -> Patch:
 
 def _pits(scene: Scene, rng: np.random.Generator, strength: float) -> Patch:
     y, x = pick(scene.allowed, rng)
-    count = int(rng.integers(1, 14))
+    count = int(rng.integers(1, 14)) if rng.random() < 0.7 else int(rng.integers(1, 3))
     spread = np.sqrt(_area(scene, rng, 5e-4, 0.03))
-    largest = min(0.6 + max(scene.allowed.shape) / 90, 0.5 + 1.2 * spread)
+    wide = float(np.exp(rng.uniform(0, np.log(5)))) if count < 3 and scene.values is None else 1.0  # a blowhole
+    largest = wide * min(0.6 + max(scene.allowed.shape) / 90, 0.5 + 1.2 * spread)
     radii = rng.uniform(0.6, largest, count) * (0.6 + 0.4 * strength)
     centres = np.array([x, y]) + rng.normal(0, spread, (count, 2)) * (np.arange(count) > 0)[:, None]
     centres = np.clip(centres, 0, np.array(scene.allowed.shape[::-1]) - 1)
@@ -287,9 +308,15 @@ def _dent(scene: Scene, rng: np.random.Generator, strength: float) -> Patch:
 
 
 def _uneven(scene: Scene, rng: np.random.Generator, strength: float) -> Patch:
-    """A large soft area of another brightness and contrast."""
+    """A large soft area of another brightness and contrast: patches, a band right across the image, or all to one side of a line."""
     height, width = scene.allowed.shape
     field = _noise(rng, height, width, rng.uniform(1.5, 4))
+    if scene.values is None and rng.random() < 0.4:
+        angle = rng.uniform(0, 2 * np.pi)
+        across = np.arange(height, dtype=np.float32)[:, None] * np.sin(angle) + np.arange(width, dtype=np.float32) * np.cos(angle)
+        across = (across - across.mean()) / max(float(across.std()), 1e-6)
+        across = across if rng.random() < 0.5 else -np.abs(across - rng.uniform(-1, 1))
+        field = (2 * across + rng.uniform(0, 0.5) * field).astype(np.float32)
     share = rng.uniform(0.05, 0.3) if scene.values is None else rng.uniform(0.002, 0.02)
     inside = field[scene.allowed][:: max(1, height * width // 4096)]
     level = np.quantile(inside, 1 - share)

@@ -1,5 +1,6 @@
 """Drawn defects: masks tell the truth, and the image keeps its own range of values."""
 
+import cv2
 import numpy as np
 import pytest
 
@@ -103,6 +104,39 @@ def test_sizes_vary_widely() -> None:
     rng = np.random.default_rng(0)
     shares = [draw(textured(128, 128), rng).mask.mean() for _ in range(300)]
     assert min(shares) < 0.001 and max(shares) > 0.05
+
+
+@pytest.mark.parametrize(("kind", "share"), [("scratch", 0.1), ("crack", 0.1), ("uneven", 0.3)])
+def test_some_go_right_across_and_some_stay_small(kind: str, share: float) -> None:
+    """A fracture, a scratch or a band of another finish does not end where the crop that the head learns from does."""
+    rng = np.random.default_rng(1)
+    image = np.clip(rng.normal(128, 20, (96, 96, 3)), 0, 255).astype(np.uint8)
+    reach = []
+    for _ in range(300):
+        ys, xs = np.nonzero(draw(image, rng, kind=kind, strength=1.0).mask)
+        reach.append(max(np.ptp(ys), np.ptp(xs)) / 95)
+    assert np.mean(np.array(reach) > 0.6) > share
+    assert kind == "uneven" or np.median(reach) < 0.6
+
+
+def test_a_crack_keeps_its_heading() -> None:
+    """Over the distance it goes, a crack is not much longer than the way between its ends."""
+    from cmgcli.defect_kinds import _headed_walk
+
+    rng = np.random.default_rng(2)
+    walks = [_headed_walk(rng, np.zeros(2), 90.0) for _ in range(100)]
+    lengths = [np.linalg.norm(np.diff(walk, axis=0), axis=1).sum() for walk in walks]
+    assert np.allclose(lengths, 90)
+    assert np.median([np.linalg.norm(walk[-1]) for walk in walks]) > 60
+
+
+def test_pits_are_a_sprinkling_or_a_blowhole() -> None:
+    """A single pit may be wide."""
+    rng, widest = np.random.default_rng(3), []
+    for _ in range(200):
+        mask = draw(np.full((96, 96, 3), 120, np.uint8), rng, kind="pits", strength=1.0).mask
+        widest.append(2 * cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5).max())
+    assert np.quantile(widest, 0.3) < 6 and np.quantile(widest, 0.97) > 12
 
 
 def test_wrong_arguments_are_named() -> None:
