@@ -119,7 +119,7 @@ class Encoder:
 
     @torch.inference_mode()
     def encode_image(self, pixels: Tensor, *, index: Tensor | None = None, layers: Sequence[int] = ()) -> ImageFeatures:
-        """One forward pass over the patches that `index` names; a batch that does not fit into memory goes in halves.
+        """One forward pass over the patches that `index` names; where a batch does not fit into memory, half as many go at once from then on.
 
         Args:
             pixels: (B, 3, S, S) float32, from `preprocess`.
@@ -128,19 +128,17 @@ class Encoder:
         Raises:
             EncoderError: a single image does not fit into memory.
         """
-        try:
-            return self._forward(pixels, index, layers)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(pixels) == 1:
-                raise self._too_small(error) from error
-        _say_halved_once()  # here the error is gone, and with it the tensors of the forward pass that its traceback held
-        half = len(pixels) // 2
-        first = self.encode_image(pixels[:half], index=None if index is None else index[:half], layers=layers)
-        second = self.encode_image(pixels[half:], index=None if index is None else index[half:], layers=layers)
-        patches = tuple(torch.cat(pair) for pair in zip(first.patches, second.patches, strict=True))
-        return ImageFeatures(torch.cat([first.embedding, second.embedding]), torch.cat([first.dense, second.dense]), patches)
+        while True:
+            try:
+                return self._forward(pixels, index, layers)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                tried = min(self.at_once or len(pixels), len(pixels))
+                if tried == 1:
+                    raise self._too_small(error) from error
+            self.at_once = (tried + 1) // 2  # here the error is gone, and with it the tensors of the forward pass that its traceback held
+            logger.warning("%d images at once did not fit into memory; from now on %d go through the encoder at once", tried, self.at_once)
 
     def encode_with_worth(self, pixels: Tensor, text: Callable[[Tensor, slice], Tensor], *, layers: Sequence[int] = ()) -> tuple[ImageFeatures, Tensor, Tensor]:
         """`encode_image` of all patches, and what each of them is worth to the match with a caption, to first order.
@@ -201,11 +199,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     """True for the error of an allocation that failed, in whichever of their ways Python, torch, CUDA and oneDNN say it."""
     words = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "could not create a primitive", "could not create a memory object")
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
-
-
-@functools.cache
-def _say_halved_once() -> None:
-    logger.warning("a batch of images did not fit into memory and was encoded in halves; a smaller --batch-size saves the attempts")
 
 
 def digest(state: Mapping[str, Tensor]) -> str:

@@ -224,16 +224,19 @@ NO_MEMORY = {
 
 @pytest.mark.parametrize("kind", NO_MEMORY)
 @pytest.mark.parametrize("kept", [None, 5])
-def test_a_batch_too_large_for_memory_goes_in_halves(tiny, monkeypatch, kind, kept):
+def test_a_batch_too_large_for_memory_goes_in_halves_from_then_on(tiny, monkeypatch, kind, kept):
     pixels = tiny.preprocess(images(7))
     index = None if kept is None else torch.stack([torch.randperm(16)[:kept].sort().values for _ in range(7)])
     whole = tiny.encode_image(pixels, index=index, layers=(0, 2))
     memory = Memory(tiny, monkeypatch, 2 * (kept or 16), NO_MEMORY[kind]())
     halves = tiny.encode_image(pixels, index=index, layers=(0, 2))
-    assert memory.sizes == [7, 3, 1, 2, 4, 2, 2]
+    assert memory.sizes == [7, 4, 2, 2, 2, 1]
     torch.testing.assert_close(halves.embedding, whole.embedding, atol=1e-6, rtol=0)
     torch.testing.assert_close(halves.dense, whole.dense, atol=1e-5, rtol=0)
     torch.testing.assert_close(halves.patches, whole.patches, atol=1e-5, rtol=0)
+    memory.sizes.clear()
+    tiny.encode_image(pixels[:5], index=None if kept is None else index[:5])
+    assert memory.sizes == [2, 2, 1]  # it is not tried again
 
 
 def test_one_image_too_large_for_memory_is_an_error_with_the_remedy(tiny, monkeypatch):
@@ -250,12 +253,11 @@ def test_another_error_is_not_taken_for_want_of_memory(tiny, monkeypatch):
 
 
 def test_halves_are_said_once(tiny, monkeypatch, caplog):
-    encoding._say_halved_once.cache_clear()
-    Memory(tiny, monkeypatch, 16, MemoryError())
+    Memory(tiny, monkeypatch, 32, MemoryError())
     with caplog.at_level("WARNING", logger="cmgcli"):
         for _ in range(2):
             tiny.encode_image(tiny.preprocess(images(4)))
-    assert [record.message.partition(";")[0] for record in caplog.records] == ["a batch of images did not fit into memory and was encoded in halves"]
+    assert [record.message for record in caplog.records] == ["4 images at once did not fit into memory; from now on 2 go through the encoder at once"]
 
 
 def test_what_a_failed_batch_held_is_free_before_its_halves(tiny, monkeypatch):
