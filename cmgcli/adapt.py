@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmgcli import ranks
-from cmgcli.defects import KINDS, draw, strongest
+from cmgcli.defects import KINDS, VISIBLE, draw, strongest, two_valued
 from cmgcli.head import MIN_SIDE, STRIDE, DefectHead, exposure, fast_bfloat16, look_scales
 from cmgcli.snapshot import Course, load_snapshot, save_snapshot
 
 CROP = 96  # pixels
 CROPS = 4  # of each image: reading an image costs more than cutting one more crop from it
 DEFECTIVE = 0.8  # of the crops
+SOFT, SOFTNESS = 0.7, (0.3, 1.3)  # of the drawn defects; standard deviation of their blur, pixels of the crop
 VISIBLE_LEVELS = 8
 VISIBLE_SHARE = 0.2  # of the image's own spread
 TARGET_SHARE, COUNTED_SHARE = 0.15, 0.5  # of the pixels under a logit
@@ -232,9 +233,21 @@ def _with_defects(
     for _ in range(int(rng.integers(1, 4)) if rng.random() < 0.5 else 1):
         kind, strength = kinds[rng.integers(len(kinds))], float(rng.random() ** 0.5)
         defect = draw(image, rng, allowed=allowed, kind=kind, strength=strength, donor=donor)
-        image, touched = defect.image, touched | defect.mask
+        before, image = image, _through_a_lens(image, defect.image, allowed, rng)
+        touched = touched | defect.mask | (strongest(cv2.absdiff(image, before)) > VISIBLE)
     mask = touched & (strongest(cv2.absdiff(image, piece)) >= visible)
     return image, mask, allowed & (mask | ~touched)
+
+
+def _through_a_lens(image: np.ndarray, drawn: np.ndarray, allowed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The image with what was drawn on it, mostly softened: a drawn line is sharper than anything a camera sees, most of all in an enlarged look.
+
+    A head that is shown sharp lines alone learns to find sharpness. A two-valued image keeps its two values. image, drawn: (h, w, 3) uint8.
+    """
+    if rng.random() >= SOFT or two_valued(image):
+        return drawn
+    change = cv2.GaussianBlur(drawn.astype(np.float32) - image, (0, 0), float(rng.uniform(*SOFTNESS)))
+    return np.clip(image + change * allowed[..., None] + 0.5, 0, 255).astype(np.uint8)
 
 
 def _under(mask: np.ndarray, pad: tuple[tuple[int, int], tuple[int, int]]) -> np.ndarray:

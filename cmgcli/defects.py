@@ -83,6 +83,11 @@ def _look_at(image: np.ndarray, allowed: np.ndarray | None, donor: np.ndarray | 
     return Scene(image, allowed.astype(bool), donor, gray, float(sample.mean(axis=2).std()), _two_values(image, sample))
 
 
+def two_valued(image: np.ndarray) -> bool:
+    """Whether an (H, W, 3) uint8 image has two colours, no more and no fewer, as a thresholded circuit board has."""
+    return _two_values(image, image[:: max(1, image.shape[0] // 48), :: max(1, image.shape[1] // 48)]) is not None
+
+
 def _two_values(image: np.ndarray, sample: np.ndarray) -> np.ndarray | None:
     """The two colours (2, 3) of a two-valued image, None for any other; looks at the sample first because that is cheap."""
     weights = np.array([1, 256, 65536], dtype=np.int32)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cmgcli.adapt import CHECKS, Scene, _checked, draw_crops, train_head
+from cmgcli.adapt import CHECKS, Scene, _checked, _through_a_lens, draw_crops, train_head
 from cmgcli.head import DefectHead, head_map
 from cmgcli.snapshot import Course
 
@@ -148,3 +148,24 @@ def test_a_flat_curve_ends_the_training_early():
         course = _checked(replace(course, step=check * CHECKS), 0.7)
         flat.append(course.decay_from)
     assert flat == [steps // 2] * 4 + [5 * CHECKS] * 6
+
+
+def test_most_drawn_defects_are_softened_as_a_camera_would():
+    """Only where a defect may lie; a two-valued image stays two-valued."""
+    rng = np.random.default_rng(4)
+    image = np.full((48, 48, 3), 120, np.uint8)
+    image[::2] = 118
+    image[1::5] = 122
+    drawn, allowed = image.copy(), np.zeros((48, 48), bool)
+    drawn[10:40, 24], allowed[:, :26] = 60, True
+    seen = [_through_a_lens(image, drawn, allowed, rng) for _ in range(200)]
+    soft = [each for each in seen if not np.array_equal(each, drawn)]
+    assert 0.55 < len(soft) / len(seen) < 0.85
+    for each in soft:
+        assert np.array_equal(each[:, 26:], image[:, 26:])
+        assert (each[20:30, 24] > drawn[20:30, 24]).all() and (each[20:30, 23] <= image[20:30, 23]).all()
+    assert np.ptp([int(each[25, 24, 0]) for each in soft]) > 15
+    binary = np.where(np.indices((48, 48)).sum(0)[..., None] // 9 % 2, 230, 20).astype(np.uint8).repeat(3, axis=2)
+    opened = binary.copy()
+    opened[5:20, 5:20] = 20
+    assert all(np.array_equal(_through_a_lens(binary, opened, np.ones((48, 48), bool), rng), opened) for _ in range(20))
