@@ -35,11 +35,7 @@ class PartOfScore:
     spread: float  # of good images
     points: float  # what it adds to the score
     usual_points: float  # what it adds to that of a typical good image
-
-    @property
-    def excess(self) -> float:
-        """What it adds to the score beyond a typical good image."""
-        return self.points - self.usual_points
+    excess: float  # its share in how far the score lies above that of a typical good image; above zero where its value is above the usual one
 
     @property
     def spreads(self) -> float:
@@ -181,8 +177,10 @@ def explain(model: Model, inspection: Inspection) -> Explanation:
 def parts_of_score(blend: Blend, values: np.ndarray) -> tuple[PartOfScore, ...]:
     """The parts (3,) of a score that have a weight, each beside what a typical good image has."""
     points, usual = blend.terms(values), blend.terms(blend.location)
+    score, usual_score = points.sum(), usual.sum()
+    excess = (points * score - usual * usual_score) / max(score + usual_score, np.finfo(float).tiny)  # of the squares that the score is the root of
     return tuple(
-        PartOfScore(name, float(values[k]), float(blend.location[k]), float(blend.scale[k]), float(points[k]), float(usual[k]))
+        PartOfScore(name, float(values[k]), float(blend.location[k]), float(blend.scale[k]), float(points[k]), float(usual[k]), float(excess[k]))
         for k, name in enumerate(PARTS)
         if blend.weight[k] > 0
     )

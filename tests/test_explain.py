@@ -36,6 +36,7 @@ def test_the_parts_add_up_to_the_score(found, small_model):
     assert sum(part.points for part in found.parts) == pytest.approx(found.row.score)
     blend = small_model.detector.blend
     assert found.usual_score == pytest.approx(float(blend(blend.location[None])[0]))
+    assert sum(part.excess for part in found.parts) == pytest.approx(found.row.score - found.usual_score)
     for part in found.parts:
         assert part.value == pytest.approx(getattr(found.row, part.name))
         assert (part.excess > 0) == (part.spreads > 0)
@@ -76,7 +77,7 @@ def test_the_other_caption_gives_the_score_of_scoring_by_it(found, small_model, 
 
 
 def made_parts(*excess: float) -> tuple[explain.PartOfScore, ...]:
-    return tuple(explain.PartOfScore(name, 1.0, 1.0, 1.0, 0.2 + more, 0.2) for name, more in zip(explain.PARTS, excess, strict=True))
+    return tuple(explain.PartOfScore(name, 1.0, 1.0, 1.0, 0.2 + more, 0.2, more) for name, more in zip(explain.PARTS, excess, strict=True))
 
 
 def test_the_words_say_what_decided(found):
