@@ -87,8 +87,9 @@ def test_a_feed_that_fails_is_an_error():
             raise OSError("no memory")
 
     pool = training().Pool(Broken(), 500, 49408, "cpu")
-    with pytest.raises(RuntimeError, match="render no samples"):
-        pool.wait_for(1)
+    for ask in (lambda: pool.wait_for(1), lambda: pool.draw(1, torch.Generator())):
+        with pytest.raises(RuntimeError, match="render no samples"):
+            ask()
 
 
 def test_captions_say_the_state(drawn):

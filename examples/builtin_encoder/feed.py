@@ -129,12 +129,19 @@ class Pool:
     def wait_for(self, count: int) -> None:
         """Returns when so many samples are held; raises RuntimeError when none come."""
         while self.held < count:
-            if self._error is not None:
-                raise RuntimeError("the worker processes render no samples") from self._error
+            self._complain()
             time.sleep(0.05)
 
+    def _complain(self) -> None:
+        if self._error is not None:
+            raise RuntimeError("the worker processes render no samples; what they printed says why") from self._error
+
     def draw(self, count: int, generator: torch.Generator) -> Data:
-        """``count`` samples at random, with replacement, their captions without the empty end; generator: of the pool's device."""
+        """``count`` samples at random, with replacement, their captions without the empty end; generator: of the pool's device.
+
+        Raises RuntimeError when the feed has failed: a training on ever the same samples would look like one on new ones.
+        """
+        self._complain()
         rows = torch.randint(self.held, (count,), generator=generator, device=self._device)
         with self._lock:
             data = Data(*(each[rows] for each in self._ring))

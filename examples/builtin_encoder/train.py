@@ -383,7 +383,7 @@ def main() -> None:
     trainees = [Trainee(design, args, unknown) for design in args.designs]
     if not all([trainee.go_on() for trainee in trainees]):
         spent = 0.0
-    pool = Pool(feed, args.pool, len(trainees[0].net.model.token_embedding.weight), args.device)
+    pool = Pool(feed, min(args.pool, args.samples), len(trainees[0].net.model.token_embedding.weight), args.device)
     for words in phrases.tokens.flatten(0, 1).cpu():
         pool.touched[words] = True
     pool.wait_for(min(args.first, args.samples, args.pool))
