@@ -72,7 +72,7 @@ def score_on_ray(
             "and set RAY_AUTH_MODE and RAY_AUTH_TOKEN as it was started with, where it asks for a token"
         ) from error
     try:
-        yield from _rows(ray, (model.read_bytes(), phrases, false_alarm), files, captions or {}, device, batch_size)
+        yield from _rows(ray, model.read_bytes(), files, captions or {}, phrases, false_alarm, device, batch_size)
     finally:
         ray.shutdown()
 
@@ -89,9 +89,15 @@ def _ray() -> Any:
 
 
 def _rows(
-    ray: Any, judge: tuple[bytes, Sequence[Phrase] | None, float | None], files: Iterable[str], captions: Mapping[Path, str], device: str, batch_size: int
+    ray: Any,
+    model: bytes,
+    files: Iterable[str],
+    captions: Mapping[Path, str],
+    phrases: Sequence[Phrase] | None,
+    false_alarm: float | None,
+    device: str,
+    batch_size: int,
 ) -> Iterator[Row]:
-    model, phrases, false_alarm = judge
     inputs = [{"input": json.dumps([file, captions.get(Path(file).resolve())])} for file in files]
     if not inputs:
         return

@@ -68,7 +68,9 @@ def score_fitted(
     done = resume_scores(leaves.rows, jsonl=leaves.jsonl, kind=kind) if resume else ()
     files = rest_of(files, done)
     fitted = load_model(model, device, false_alarm)
-    from cmgcli.scoring import TileWork, score_files
+    from cmgcli.scoring import TileWork, check_judged_alike, score_files
+
+    check_judged_alike(fitted, done)
 
     watch = DriftWatch(fitted.detector.calibration.scores) if watch_drift or fail_on_drift else None
     tally = Tally(keep=leaves.junit is not None or leaves.summary is not None, watch=watch)

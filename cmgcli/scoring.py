@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import chain, islice
 from pathlib import Path
 
+from cmgcli.errors import SettingsError
 from cmgcli.explain import explain
 from cmgcli.loader import BATCH
 from cmgcli.model import MAP_CALM, MAP_STRANGE, Inspection, Model
@@ -15,6 +17,8 @@ from cmgcli.pictures import unused_stem, write_map_pictures
 from cmgcli.placard import write_placard
 from cmgcli.rows import NamedRow, Row
 from cmgcli.view import View
+
+READ_BACK = 1e-5  # what a score loses at most where it is written and read
 
 
 class TileWork:
@@ -116,3 +120,17 @@ def threshold_of(model: Model, row: Row) -> float:
     language = model.detector.language
     known = language.guided and row.caption in language.captions
     return model.detector.calibration.threshold(language.captions.index(row.caption) if known else None)
+
+
+def check_judged_alike(model: Model, rows: Iterable[Row]) -> None:
+    """Raise SettingsError where a row of a run that is gone on with was judged by another threshold than the model's."""
+    for row in rows:
+        threshold = threshold_of(model, row)
+        if row.score is None or row.anomalous is None or math.isclose(row.score, threshold, rel_tol=READ_BACK):
+            continue
+        if row.anomalous != (row.score > threshold):
+            verdict = "anomalous" if row.anomalous else "normal"
+            raise SettingsError(
+                f"--resume: {row.file} with score {row.score:g} is called {verdict}, which the threshold {threshold:.4g} of this run does not; "
+                "give the --model and --false-alarm that the file was begun with, or another --out"
+            )

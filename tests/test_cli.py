@@ -126,6 +126,16 @@ def test_resume_goes_on_after_the_last_whole_row(small_line, model_file, tmp_pat
     wrong(cmg_here(*command, "--format", other, *images), "--format it was begun with")
 
 
+def test_resume_refuses_rows_that_another_rate_would_judge_otherwise(small_line, model_file, tmp_path):
+    images = sorted((small_line / "images").glob("test*"))
+    command = ("score", "--model", model_file, "--out", tmp_path / "scores.csv", "--resume")
+    assert cmg_here(*command, "--false-alarm", 0.3, *images).returncode == 0
+    before = (tmp_path / "scores.csv").read_bytes()
+    wrong(cmg_here(*command, *images), "--resume", "is called anomalous", "--false-alarm")
+    assert (tmp_path / "scores.csv").read_bytes() == before
+    assert cmg_here(*command, "--false-alarm", 0.3, *images).returncode == 0
+
+
 def test_jsonl_has_the_rows_of_the_csv(small_line, model_file, tmp_path):
     image = sorted((small_line / "images").glob("test*"))[0]
     (tmp_path / "broken.png").write_bytes(b"no image")
