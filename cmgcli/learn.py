@@ -29,7 +29,8 @@ Place = tuple[Box, np.ndarray]  # a piece of an image and its keep mask (h, w) b
 class Learner:
     """Learns from the views of some records, each shown once.
 
-    Memory does not grow with their number, but for the embeddings that a trained projection needs: (N, D) float32.
+    Memory does not grow with their number, but for the keep masks that the training of a head needs, (h, w) bool each, and the
+    embeddings that a trained projection needs, (N, D) float32.
     """
 
     def __init__(self, looks: Looks, numbers: Sequence[int]) -> None:
@@ -50,7 +51,7 @@ class Learner:
         self.builder = BankBuilder(int(self.groups.max()) + 1, budget=self.settings.bank_size)
         self.embeddings: list[Tensor] = []  # (B, D) each, for a trained projection
         self.rows: list[Tensor] = []  # (B,) each, the row of the structure that an image belongs to
-        self.places: list[tuple[Place, ...]] = []  # of each view: where its pieces lie and what they keep
+        self.places: list[tuple[Place, ...]] = []  # of each view, where a head is to be trained: where its pieces lie and what they keep
 
     def add(self, numbers: Sequence[int], views: Sequence[View]) -> None:
         """Take in the views of records."""
@@ -66,7 +67,8 @@ class Learner:
         for i, view, group in zip(numbers, views, self.groups[captions].tolist(), strict=True):
             for piece in view.pieces:
                 self.builder.add(piece.patches, group, image=i, boxes=torch.from_numpy(piece.patch_boxes))
-            self.places.append(tuple((piece.box, piece.keep) for piece in view.pieces))
+            if self.settings.adapt_steps > 0:
+                self.places.append(tuple((piece.box, piece.keep) for piece in view.pieces))
 
     def draft(self, *, false_alarm: float, snapshot: Path | None = None, report: Progress) -> Model:
         """A model of what was shown: without a head, its parts not weighted and its threshold not calibrated."""
