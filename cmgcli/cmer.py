@@ -76,8 +76,10 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
     return sorted({*range(0, last + 1, stride), last})
 
 
-def sampled(match: Match, rows: Tensor, grid: tuple[int, int], *, pairs: int = 20, unsettled: float = 0.2, seed: int = 0) -> SampledRelevance:
-    """Relevance ``E[s | p seen] - E[s | p hidden]`` from random halves of the grid, each with its complement.
+def sampled(
+    match: Match, rows: Tensor, grid: tuple[int, int], *, pairs: int = 20, unsettled: float = 0.2, window: int = 3, seed: int = 0
+) -> SampledRelevance:
+    """Relevance from ``E[s | p seen] - E[s | p hidden]`` over random halves of the grid, each with its complement, and the sum of it over windows.
 
     Complementary (antithetic) halves cancel what all patches share. The halves are smooth blobs rather than salt and
     pepper, because neighbours matter together. The same halves serve every image, so that a relevance does not depend
@@ -87,6 +89,8 @@ def sampled(match: Match, rows: Tensor, grid: tuple[int, int], *, pairs: int = 2
         rows: (B,) int64, the numbers of the images.
         pairs: the most for an image.
         unsettled: share of the variance over the patches that may be that of the errors, from 8 pairs on, where the ranking counts as settled.
+        window: in patches, at most the grid; see `over_windows`. It makes this the drop of a window, as `occlusion` has it, and averages noise out; 1
+            takes each patch by itself.
     Raises:
         SettingsError: fewer than 2 pairs, from which no standard error follows.
     """
@@ -106,7 +110,7 @@ def sampled(match: Match, rows: Tensor, grid: tuple[int, int], *, pairs: int = 2
         seen[field.argsort()[: h * w // 2]] = True
         seen = seen.to(rows.device).expand(len(open_rows), -1)
         difference = match(rows[open_rows], seen) - match(rows[open_rows], ~seen)
-        term = torch.where(seen, difference.unsqueeze(1), -difference.unsqueeze(1))
+        term = over_windows(torch.where(seen, difference.unsqueeze(1), -difference.unsqueeze(1)), grid, window)
         times[open_rows] += 1
         off = term - mean[open_rows]
         mean[open_rows] += off / times[open_rows].unsqueeze(1)
@@ -144,6 +148,11 @@ def first_order(worth: Tensor, grid: tuple[int, int], *, window: int = 3) -> Ten
         worth: (B, P) derivative of the match by the logarithm of how often a patch counts; see `Encoder.encode_with_worth`.
         window: in patches, at most the grid.
     """
+    return over_windows(worth, grid, window)
+
+
+def over_windows(worth: Tensor, grid: tuple[int, int], window: int) -> Tensor:
+    """The mean (B, P) over all windows that hide a patch of what their patches (B, P) are worth together."""
     kernel = worth.new_ones(1, 1, min(window, grid[0]), min(window, grid[1]))
     drops = F.conv2d(worth.view(-1, 1, *grid), kernel)  # of each window
     return (F.conv_transpose2d(drops, kernel) / F.conv_transpose2d(torch.ones_like(drops), kernel)).flatten(1)

@@ -52,12 +52,19 @@ def test_occlusion_refuses_to_leave_patches_uncovered(worth):
 
 
 def test_sampled_approaches_the_worth_and_its_error_shrinks(worth):
-    few = sampled(additive(worth), torch.arange(2), GRID, pairs=8, unsettled=0)
-    many = sampled(additive(worth), torch.arange(2), GRID, pairs=512, unsettled=0)
+    few = sampled(additive(worth), torch.arange(2), GRID, pairs=8, unsettled=0, window=1)
+    many = sampled(additive(worth), torch.arange(2), GRID, pairs=512, unsettled=0, window=1)
     assert many.standard_error.mean() < few.standard_error.mean() / 4
     assert np.corrcoef(many.relevance.flatten(), worth.flatten())[0, 1] > 0.8
     inside, outside = many.relevance[0][worth[0] > 0], many.relevance[0][worth[0] == 0]
     assert inside.mean() > outside.mean() + 3 * float(many.standard_error.mean())
+
+
+@pytest.mark.parametrize("window", [2, 3])
+def test_sampled_over_windows_is_nearer_to_occlusion_than_patch_by_patch(worth, window):
+    exact = occlusion(additive(worth), torch.arange(2), GRID, window=window).flatten()
+    near, alone = (sampled(additive(worth), torch.arange(2), GRID, unsettled=0, window=size).relevance.flatten() for size in (window, 1))
+    assert np.corrcoef(near, exact)[0, 1] > np.corrcoef(alone, exact)[0, 1] + 0.03
 
 
 def test_sampled_is_the_same_alone_and_in_a_batch(worth):
