@@ -128,6 +128,8 @@ class _Group:
         if self.radius > 0:
             novel = torch.cdist(points, self.points[0]).amin(1) > self.radius
             features, points, origins = features[novel], points[novel], origins[novel]
+            if not len(points):
+                return
         self.features.append(features)
         self.points.append(points)
         self.origins.append(origins)

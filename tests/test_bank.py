@@ -59,6 +59,18 @@ def test_the_bank_keeps_its_budget_however_many_patches_come(groups):
     assert torch.bincount(bank.groups).tolist() == [140 // groups] * groups == [len(bank.features) // groups] * groups
 
 
+def test_patches_that_are_covered_leave_nothing_behind():
+    builder = BankBuilder(1, budget=40)
+    for i in range(8):
+        builder.add(points(50, seed=i), 0, image=i, boxes=torch.arange(200).view(50, 4))
+    (group,) = builder.groups
+    assert group.radius > 0
+    held, known = len(group.features), group.features[0][:9].clone()
+    for i in range(100):
+        builder.add(known, 0, image=i, boxes=torch.arange(36).view(9, 4))
+    assert len(group.features) == len(group.points) == len(group.origins) == held
+
+
 def test_only_the_named_groups_are_searched():
     bank = PatchBank(torch.tensor([[0.0, 0], [10, 0]]), torch.tensor([0, 1]), torch.zeros(2, 5, dtype=torch.int64))
     patch = torch.tensor([[9.0, 0]])
