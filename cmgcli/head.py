@@ -80,6 +80,11 @@ class DefectHead(nn.Module):
         return F.softplus((peaks - location) / spread).square().mean((-2, -1)).sqrt()
 
 
+def highest(peaks: Sequence[Tensor]) -> Tensor:
+    """The peaks (4, 3) of an image from those of each of its pieces: the highest, one by one."""
+    return torch.stack(list(peaks)).amax(0)
+
+
 def fast_bfloat16(device: str) -> bool:
     """Whether bfloat16 matrix products are native here: a GPU, or a processor with avx512_bf16."""
     return device == "cuda" or torch.backends.cpu.get_cpu_capability() in ("AVX512", "AMX") and torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -11,7 +11,7 @@ import torch
 
 from cmgcli import defects, ranks
 from cmgcli.detector import Blend, Language, fit_blend
-from cmgcli.head import DefectHead, patch_mask_to, peaks_and_map
+from cmgcli.head import DefectHead, highest, patch_mask_to, peaks_and_map
 from cmgcli.looks import Looks
 from cmgcli.metrics import auroc
 from cmgcli.model import Model, Parts, judge, look_by
@@ -49,7 +49,9 @@ def accustom(head: DefectHead, looks: Looks, numbers: Sequence[int]) -> DefectHe
     """The head, shown normal images that it was not trained on, so that it knows how high their peaks usually are."""
     seen = []
     for _, views in looks.sound(numbers):
-        seen += ranks.shared(lambda piece: peaks_and_map(head, piece.image, piece.keep, precision=looks.settings.precision)[0], [piece for view in views for piece in view.pieces])
+        pieces = [piece for view in views for piece in view.pieces]
+        peaks = iter(ranks.shared(lambda piece: peaks_and_map(head, piece.image, piece.keep, precision=looks.settings.precision)[0], pieces))
+        seen += [highest([next(peaks) for _ in view.pieces]) for view in views]
     head.accustom(torch.stack(seen))
     return head
 

@@ -16,7 +16,7 @@ from cmgcli.cmle import Reconstruction
 from cmgcli.detector import Detector, Settings, top_mean
 from cmgcli.encoder import Encoder, load_encoder
 from cmgcli.errors import CheckpointError, EncoderError, ImageError
-from cmgcli.head import head_map
+from cmgcli.head import highest, peaks_and_map
 from cmgcli.loader import BATCH, decoded
 from cmgcli.rows import Row
 from cmgcli.tiles import stitch
@@ -169,7 +169,7 @@ class Parts:
     values: np.ndarray  # (3,) float64 in the order of detector.PARTS; NaN where there is no head
     patch_map: np.ndarray  # (h, w) float32 distances, the least kept one where hidden
     head_map: np.ndarray | None  # (H', W') float32 logits
-    tiles: tuple[Parts, ...] = ()  # of a view with tiles the parts of each; their image score is NaN
+    tiles: tuple[Parts, ...] = ()  # of a view with tiles the parts of each; their image and head scores are NaN
 
     @property
     def pieces(self) -> tuple[Parts, ...]:
@@ -180,24 +180,26 @@ class Parts:
 def judge(detector: Detector, view: View, caption: Reconstruction) -> Parts:
     """The parts of the score of one view against the place and the patches that its caption's weights (K,) name.
 
-    Of a view with tiles the worst tile speaks for patches and head, whatever the size of the image.
+    Of a view with tiles the worst tile speaks, whatever the size of the image: for the patches the one that is strangest, for the
+    head, look by look and for each size of a peak, the one that has the highest, so that a scratch which one look alone sees is not
+    outdone by a tile that is a little unusual in all (AUROC of 12 pixels in 2 000 x 1 500: 0.75 for 0.64).
     """
     groups = detector.language.bank_groups(caption)
-    pieces = tuple(_judge_piece(detector, piece, groups) for piece in view.pieces)
-    values = np.array([detector.language.image_score(view.embedding, caption), *np.max([piece.values[1:] for piece in pieces], axis=0)])
+    pieces, peaks = zip(*(_judge_piece(detector, piece, groups) for piece in view.pieces), strict=True)
+    head_score = np.nan if detector.head is None else float(detector.head.unusual(highest(peaks)))
+    strangest = max(piece.values[1] for piece in pieces)
     maps = _joined(view, [piece.patch_map for piece in pieces]), _joined(view, [piece.head_map for piece in pieces])
+    values = np.array([detector.language.image_score(view.embedding, caption), strangest, head_score])
     return Parts(values, *maps, tiles=pieces if view.tiles else ())
 
 
-def _judge_piece(detector: Detector, view: View, groups: Tensor) -> Parts:
-    """The parts that are told from nearest by; the image score is left out, NaN."""
+def _judge_piece(detector: Detector, view: View, groups: Tensor) -> tuple[Parts, Tensor | None]:
+    """What is told from nearest by, image and head scores left out, NaN; and the head's peaks (4, 3), None without a head."""
     distances = detector.bank.distances(view.patches, groups).cpu()
     patch_map = np.full(view.keep.shape, float(distances.min()), np.float32)
     patch_map[view.keep] = distances.numpy()
-    head_score, logits = np.nan, None
-    if detector.head is not None:
-        head_score, logits = head_map(detector.head, view.image, view.keep, precision=detector.settings.precision)
-    return Parts(np.array([np.nan, top_mean(distances, view.keep.size), head_score]), patch_map, logits)
+    peaks, logits = (None, None) if detector.head is None else peaks_and_map(detector.head, view.image, view.keep, precision=detector.settings.precision)
+    return Parts(np.array([np.nan, top_mean(distances, view.keep.size), np.nan]), patch_map, logits), peaks
 
 
 def _joined(view: View, maps: Sequence[np.ndarray | None]) -> np.ndarray | None:
