@@ -203,7 +203,7 @@ def test_a_file_that_is_no_model_is_named(model_file, tmp_path, damage):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda header: header | {"format": 3}, "model format 3, this program reads 7; fit it again"),
+        (lambda header: header | {"format": 3}, f"model format 3, this program reads {checkpoint.FORMAT}; fit it again"),
         (lambda header: header | {"album": header["album"][:1]}, "is damaged .*no name"),
     ],
 )
