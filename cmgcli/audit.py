@@ -52,14 +52,10 @@ def audit_model(
     from cmgcli.model import Model
 
     fitted = Model.load(model, device=device, false_alarm=false_alarm)
-    result = evaluation.evaluate(fitted, images, labels, progress=progress, **options)
-    table, allow_missing = {}, options.get("allow_missing", False)
-    if ablate is not None:
-        table = evaluation.ablate(fitted, images, labels, adapt_steps=ablate, allow_missing=allow_missing, progress=progress)
-    stressed = None
-    if stress:
-        batch = {"batch_size": options["batch_size"]} if "batch_size" in options else {}
-        stressed = stressing.stress(fitted, images, labels, most=stress_images, allow_missing=allow_missing, progress=progress, **batch)
+    common = {name: options[name] for name in ("allow_missing", "batch_size") if name in options} | {"progress": progress}
+    table = {} if ablate is None else evaluation.ablate(fitted, images, labels, adapt_steps=ablate, **common)
+    result = evaluation.evaluate(fitted, images, labels, **options | common)
+    stressed = stressing.stress(fitted, images, labels, most=stress_images, **common) if stress else None
     return Page(
         title=f"Inspection report of {model.name}",
         result=result,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cmgcli.errors import DatasetError, ImageError, SettingsError
+from cmgcli.files import resolved
 from cmgcli.images import find_images, listed
 from cmgcli.sheet import sheet_rows
 from cmgcli.words import counted
@@ -167,7 +168,7 @@ def _uncaptioned(images: Path, records: list[Record]) -> list[str]:
     if not any(record.path.is_relative_to(root) for record in records):
         return []
     named = {record.path for record in records} | {record.mask for record in records}
-    return [name for name in _names_in(images) if (images / name).resolve() not in named]
+    return [name for name in _names_in(images) if resolved(images / name) not in named]
 
 
 def _names_in(images: Path) -> list[str]:
@@ -269,17 +270,17 @@ def _read_sidecar(path: Path) -> str | None:
 def _folder_record(root: Path, name: str, text: str, mvtec: bool) -> Record:
     path = root / name
     if not mvtec:
-        return Record(name, path.resolve(), text)
+        return Record(name, resolved(path), text)
     split, kind, *below = Path(name).parts
     if not below:  # in no folder that names its defect
-        return Record(name, path.resolve(), text, split)
+        return Record(name, resolved(path), text, split)
     mask = root / "ground_truth" / kind / f"{path.stem}_mask.png"
     return Record(
         file_name=name,
-        path=path.resolve(),
+        path=resolved(path),
         text=text,
         split=split,
         label=int(kind != "good"),
         defect="" if kind == "good" else kind,
-        mask=mask.resolve() if os.path.isfile(mask) else None,
+        mask=resolved(mask) if os.path.isfile(mask) else None,
     )

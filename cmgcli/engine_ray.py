@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cmgcli.errors import InputError, SettingsError
+from cmgcli.files import resolved
 from cmgcli.loader import BATCH
 from cmgcli.naming import Phrase
 from cmgcli.rows import NamedRow, Row
@@ -38,7 +39,7 @@ class Scorer:
         from cmgcli.scoring import score_files
 
         inputs = [json.loads(text) for text in batch["input"]]
-        captions = {Path(file).resolve(): caption for file, caption in inputs if caption is not None}
+        captions = {resolved(file): caption for file, caption in inputs if caption is not None}
         rows = score_files(self.model, [file for file, _ in inputs], captions, phrases=self.phrases, batch_size=self.batch_size)
         return {"row": [json.dumps(asdict(row)) for row in rows]}
 
@@ -98,7 +99,7 @@ def _rows(
     device: str,
     batch_size: int,
 ) -> Iterator[Row]:
-    inputs = [{"input": json.dumps([file, captions.get(Path(file).resolve())])} for file in files]
+    inputs = [{"input": json.dumps([file, captions.get(resolved(file))])} for file in files]
     if not inputs:
         return
     context = ray.data.DataContext.get_current()

@@ -132,6 +132,7 @@ def ablate(
     *,
     adapt_steps: int = 0,
     allow_missing: bool = False,
+    batch_size: int = BATCH,
     progress: Progress | None = None,
 ) -> dict[str, Evaluation]:
     """Fit and evaluate baseline, +CMER, +CMLE and CMG with the model's other settings, and each with the head too.
@@ -141,15 +142,19 @@ def ablate(
     Args:
         labels: a dataset file with both splits: train to fit, test to judge.
         adapt_steps: steps of the head in the second half of the table; 0 leaves that half out.
+    Raises:
+        DatasetError: no image to fit on, or one that is there to judge by too.
     """
     records = read_records(images, labels, allow_missing=allow_missing)
     train = records_to_fit(records)
     test = labelled(test_records(records), labels or images)
     if not train:
         raise DatasetError(f"{labels or images}: the ablation fits its own models and needs rows with split train")
+    if {record.path for record in train} & {record.path for record in test}:
+        raise DatasetError(f"{labels or images}: the ablation fits its own models, and would judge them by images they have seen: give each row its split, train or test")
     settings = model.detector.settings
     seen = {
-        cmer: [Looks(part, model.encoder, replace(settings, cmer=cmer), budget=BUDGET // 4) for part in (train, test)] for cmer in (False, True)
+        cmer: [Looks(part, model.encoder, replace(settings, cmer=cmer), batch_size=batch_size, budget=BUDGET // 4) for part in (train, test)] for cmer in (False, True)
     }
     table = {}
     for steps in (0, adapt_steps) if adapt_steps else (0,):
@@ -159,6 +164,6 @@ def ablate(
             stage = (lambda what, done, total, title=title: progress(f"{title}: {what}", done, total)) if progress else None
             changed = replace(settings, cmer=cmer, cmle=cmle, adapt_steps=steps, calibration=calibration)
             rate = model.detector.calibration.false_alarm
-            variant = fit_records(train, model.encoder, changed, false_alarm=rate, progress=stage, looks=seen[cmer][0])
+            variant = fit_records(train, model.encoder, changed, false_alarm=rate, batch_size=batch_size, progress=stage, looks=seen[cmer][0])
             table[title] = evaluate_records(variant, test, progress=stage, looks=seen[cmer][1])
     return table

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and where a path leads."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ import functools
 import os
 import tempfile
 from pathlib import Path
+
+
+def resolved(path: Path | str) -> Path:
+    """Absolute, links followed; a path that leads nowhere (a circle of links, a zero byte) only absolute. Its reader says what is wrong with it."""
+    try:
+        return Path(os.path.realpath(path))
+    except (OSError, ValueError):
+        return Path(os.path.abspath(path))
 
 
 def write_whole(path: Path, content: bytes, *, durable: bool = True) -> None:

@@ -16,6 +16,7 @@ from cmgcli.cmle import Reconstruction
 from cmgcli.detector import Detector, Settings, top_mean
 from cmgcli.encoder import Encoder, load_encoder
 from cmgcli.errors import CheckpointError, EncoderError, ImageError
+from cmgcli.files import resolved
 from cmgcli.head import highest, peaks_and_map
 from cmgcli.loader import BATCH, decoded
 from cmgcli.rows import Row
@@ -103,7 +104,7 @@ class Model:
         """
         known: dict[str, Tensor] = dict(zip(self.detector.language.captions, self.detector.language.text, strict=True))
         for batch in decoded(paths, batch_size=self.detector.settings.images_at_once(batch_size), live=live):
-            given = [(captions or {}).get(Path(name).resolve()) for name, _ in batch]
+            given = [(captions or {}).get(resolved(name)) for name, _ in batch]
             for caption in {c for c in given if c is not None and c not in known}:
                 known[caption] = self.encoder.encode_text([caption])[0].cpu()
             good = [i for i, (_, image) in enumerate(batch) if not isinstance(image, ImageError)]

@@ -21,7 +21,7 @@ def save_head(head: DefectHead, path: Path) -> None:
 
 
 def load_head(path: Path = HEAD) -> DefectHead:
-    """A head to start from.
+    """A head to start from, or to use as it is.
 
     Raises:
         EncoderError: the weight file of the package is missing or damaged.
@@ -34,4 +34,4 @@ def load_head(path: Path = HEAD) -> DefectHead:
         head.load_state_dict({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load_file(path).items()})
     except (OSError, SafetensorError, RuntimeError) as error:
         raise EncoderError(f"the defect head's weights {path} are missing or damaged ({str(error).splitlines()[0]}); install cmgcli again") from error
-    return head
+    return head.eval().requires_grad_(False)

@@ -12,6 +12,7 @@ from cmgcli.dataset import Record, read_dataset, read_lines, test_records
 from cmgcli.errors import DatasetError, ImageError, SettingsError
 from cmgcli.exhibits import Worst, exhibit
 from cmgcli.figures import evaluation_of, labelled
+from cmgcli.files import resolved
 from cmgcli.images import read_image, read_mask
 from cmgcli.report import Case, Evaluation, Exhibit
 from cmgcli.rows import Row, read_scores
@@ -112,7 +113,7 @@ def _join(
     first: dict[Path, int] = {}
     for number, row in enumerate(rows, 1):
         where = f"{str(scores)!r}, row {number}: {row.file!r}"
-        label = by_path.get(_resolved(row.file)) or _by_ending(row.file, by_name, where)
+        label = by_path.get(resolved(row.file)) or _by_ending(row.file, by_name, where)
         if label is None:
             _leave_out(f"{where} is not in {str(source)!r}: add it there with its label", allow_missing)
             continue
@@ -121,13 +122,6 @@ def _join(
             raise DatasetError(f"{where} is scored in row {first[path]} too ({label.where}): keep one of the two")
         joined[path], first[path] = row, number
     return joined
-
-
-def _resolved(file: str) -> Path | None:
-    try:
-        return Path(file).resolve()
-    except (OSError, ValueError, RuntimeError):  # too long, a zero byte, links in a circle: no file, but maybe a name
-        return None
 
 
 def _by_ending(file: str, by_name: dict[str, list[Label]], where: str) -> Label | None:

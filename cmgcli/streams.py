@@ -12,6 +12,7 @@ from typing import Any
 from cmgcli import ranks
 from cmgcli.console import say
 from cmgcli.errors import InputError, OutputError, SettingsError
+from cmgcli.files import resolved
 
 
 @contextmanager
@@ -95,7 +96,7 @@ def make_directory(path: Path, option: str, *, read: Iterable[Path | str] = ()) 
     Raises OutputError where that cannot be, or where it lies in a directory that is `read`: its pictures would be taken for images.
     """
     for source in read:
-        if os.path.isdir(source) and path.resolve().is_relative_to(Path(source).resolve()):
+        if os.path.isdir(source) and resolved(path).is_relative_to(resolved(source)):
             raise OutputError(f"cannot write to {path}: it lies in {source}, and the next run would take its pictures for images; choose another {option}")
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -121,24 +122,24 @@ def must_be_writable(files: Mapping[str, Path | None], *, read: Iterable[Path | 
         _check_place(path, option)
         for source in sources:
             _check_apart(path, option, source)
-        first = taken.setdefault(path.resolve(), option)
+        first = taken.setdefault(resolved(path), option)
         if first != option and (path.is_file() or not path.exists()):  # a device takes both
             raise OutputError(f"cannot write {path}: {first} writes it too; choose another {option}")
 
 
 def _check_place(path: Path, option: str) -> None:
-    if not path.resolve().parent.is_dir():
+    if not resolved(path).parent.is_dir():
         raise OutputError(f"cannot write {path}: the directory {path.parent} does not exist; make it or choose another {option}")
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a directory; name a file, as {option} {path / 'FILE'}")
-    if not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
+    if not os.access(path if path.exists() else resolved(path).parent, os.W_OK):
         raise OutputError(f"cannot write {path}: you have no permission to; change it or choose another {option}")
 
 
 def _check_apart(path: Path, option: str, source: Path) -> None:
     """A file that is read, or an image or a caption in a directory that is: neither an old one, nor one that the next run would find."""
     found = False
-    if os.path.isdir(source) and path.resolve().is_relative_to(source.resolve()):
+    if os.path.isdir(source) and resolved(path).is_relative_to(resolved(source)):
         from cmgcli.images import SUFFIXES
 
         found = path.suffix.lower() in {*SUFFIXES, ".txt"}

@@ -22,6 +22,7 @@ from cmgcli import defects
 from cmgcli.detector import Blend, fit_blend, top_mean
 from cmgcli.encoder import Encoder, choose_device, choose_precision, load_encoder
 from cmgcli.errors import ImageError, SettingsError
+from cmgcli.files import resolved
 from cmgcli.head import DefectHead, fast_bfloat16, head_map, patch_mask_to
 from cmgcli.loader import BATCH, decoded
 from cmgcli.model import Inspection, Parts, weighted_map
@@ -110,8 +111,8 @@ class ZeroShot:
             yield Inspection(Row(file=str(name), error=error)) if view is None else self._inspection(name, view, maps)
 
     def _inspection(self, name: Path | str, view: View, maps: bool) -> Inspection:
-        caption = self.caption_of[Path(name).resolve()]
-        parts = self.judge(view, caption, Path(name).resolve())
+        caption = self.caption_of[resolved(name)]
+        parts = self.judge(view, caption, resolved(name))
         row = Row(
             file=str(name),
             score=float(self.blend(parts.values[None])[0]),
@@ -145,7 +146,7 @@ class ZeroShot:
     def looked(self, paths: Iterable[Path | str], batch_size: int, live: bool = False) -> Iterator[tuple[Path | str, View | None, str]]:
         """Each path with its view, or with the reason why there is none."""
         for batch in decoded(paths, batch_size=batch_size, live=live):
-            captions = [self.caption_of.get(Path(name).resolve()) for name, _ in batch]
+            captions = [self.caption_of.get(resolved(name)) for name, _ in batch]
             good = [i for i, (_, image) in enumerate(batch) if not isinstance(image, ImageError) and captions[i] is not None]
             seen = dict(zip(good, self.look([batch[i][1] for i in good], [captions[i] for i in good]), strict=True))
             for i, (name, image) in enumerate(batch):
@@ -175,13 +176,13 @@ def zero_shot(
     """
     if caption is not None and not caption.strip():
         raise SettingsError("the caption for all images is empty: describe what they show")
-    given = {Path(path).resolve(): (captions or {}).get(Path(path).resolve(), caption) for path in paths}
+    given = {path: (captions or {}).get(path, caption) for path in map(resolved, paths)}
     caption_of = {path: text for path, text in given.items() if text is not None}
     if not caption_of:
         raise SettingsError("zero-shot: the prompts are made of a caption, and no image has one; give --caption TEXT, or --captions FILE that names these images")
     device = choose_device(device)
     tower = load_encoder(encoder, device=device, precision=choose_precision(device))
-    head = load_head().eval().requires_grad_(False).to(tower.device)
+    head = load_head().to(tower.device)
     flat = Blend(np.zeros(3), np.ones(3), np.ones(3) / 3)
     scorer = ZeroShot(tower, head, states_of(tower, tuple(dict.fromkeys(caption_of.values()))), caption_of, {}, flat, np.array([[0.0, 1.0, 0.5]] * 2))
     chosen = _sample(caption_of, references, np.random.default_rng(seed))

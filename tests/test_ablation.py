@@ -10,6 +10,7 @@ import cmgcli
 from cmgcli import looks
 from cmgcli.dataset import test_records as records_to_judge
 from cmgcli.dataset import training_records
+from cmgcli.errors import DatasetError
 from cmgcli.evaluation import VARIANTS, ablate, evaluate_records
 from cmgcli.pipeline import fit_records, read_records
 
@@ -46,3 +47,10 @@ def test_with_the_head_the_threshold_is_split(model, small_line):
     table = ablate(model, small_line, small_line / "metadata.csv", adapt_steps=1)
     assert list(table) == [*VARIANTS, *(f"{name} with head" for name in VARIANTS)]
     assert all(case.row.head_score is not None for case in table["CMG with head"].cases)
+
+
+def test_images_to_fit_on_are_not_judged(model, small_line, tmp_path):
+    lines = (small_line / "metadata.csv").read_text(encoding="utf-8").replace(",train,", ",,").replace(",test,", ",,")
+    (tmp_path / "labels.csv").write_text(lines, encoding="utf-8")
+    with pytest.raises(DatasetError, match="split"):
+        ablate(model, small_line, tmp_path / "labels.csv")

@@ -135,6 +135,18 @@ def test_a_folder_that_cannot_be_listed_has_a_row_and_ends_a_fit(model_file, tmp
     Run("fit", "--images", tmp_path / "line", "--captions", captions, "--out", tmp_path / "m.cmg").refused("closed", "cannot be listed", "permissions")
 
 
+@pytest.mark.parametrize("options", [("--model",), ("--zero-shot", "--caption", "a part")])
+def test_a_link_to_itself_has_its_reason_in_its_row_and_ends_a_fit(model_file, tmp_path, options):
+    write_png(tmp_path / "a.png", noise())
+    (tmp_path / "b.png").symlink_to(tmp_path / "b.png")
+    write_png(tmp_path / "c.png", noise(1))
+    run = Run("score", *options, *([model_file] if options == ("--model",) else []), tmp_path)
+    assert run.code == 3
+    assert [bool(row["score"]) for row in run.rows] == [True, False, True]
+    assert "links" in run.rows[1]["error"]
+    Run("fit", "--images", tmp_path, "--caption", "a part", "--no-adapt", "--out", tmp_path / "m.cmg").refused("b.png", "links")
+
+
 def test_an_unreadable_file_ends_a_fit_by_name(tmp_path):
     write_png(tmp_path / "0.png", noise())
     (tmp_path / "1.png").write_bytes(b"")

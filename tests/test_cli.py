@@ -71,6 +71,9 @@ def test_score_reads_standard_input_and_keeps_order(small_line, model_file):
     assert [row["file"] for row in table(lines.out)] == paths
     nul = cmg("score", "--model", model_file, "-0", "-", stdin="\0".join(paths))
     assert nul.out == lines.out
+    forgotten = cmg("score", "--model", model_file, "-", stdin="\0".join(paths))
+    assert forgotten.returncode == 3
+    assert [bool(row["error"]) for row in table(forgotten.out)] == [True]
 
 
 def test_a_truncated_image_among_good_ones(small_line, model_file, tmp_path):

@@ -1,6 +1,6 @@
 """Large images with tiny defects: what tiles find that one look at the whole image does not, what they skip, and what they cost.
 
-    python -m tests.benchmarks.large [--images 24] [--steps 100] [--tile 512] [--clutter]
+    python -m tests.benchmarks.large [--images 24] [--tests 24] [--steps 100] [--tile 512] [--clutter]
 
 Draws copper flanges of 4 000 x 3 000 pixels on a grey belt, or on the demo line's clutter, and, on half of the test images, scratches of 20, 60 and 180 pixels in turn. Prints
 the image AUROC of each length and how often the map's highest place lies on the scratch, for a model that sees the whole
@@ -79,7 +79,8 @@ def draw_tests(folder: Path, count: int, *, clutter: bool) -> Iterator[tuple[Pat
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=24, help="to fit on; as many to test on")
+    parser.add_argument("--images", type=int, default=24, help="to fit on")
+    parser.add_argument("--tests", type=int, default=24, help="to test on, half of them scratched")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--tile", type=int, default=512)
     parser.add_argument("--clutter", action="store_true")
@@ -90,7 +91,7 @@ def main() -> None:
         test.mkdir()
         for i in range(args.images):
             write_png(good / f"{i:03d}.png", large_image(np.random.default_rng((0, i)), clutter=args.clutter)[0])
-        cases = list(draw_tests(test, args.images, clutter=args.clutter))
+        cases = list(draw_tests(test, args.tests, clutter=args.clutter))
         for tile in (args.tile, None):  # the peak of memory is that of the process so far
             started = time.time()
             model = fit(good, caption=CAPTION, adapt_steps=args.steps, tile=tile, false_alarm=0.1)
