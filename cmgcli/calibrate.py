@@ -4,8 +4,11 @@ Split: if a new normal image is exchangeable with the ``n`` calibration images, 
 it is called anomalous with probability at most ``a`` (Vovk et al. 2005; Lei et al. 2018). Cross: each of the ``n`` images
 is scored by a model fitted without its fold. The rate then comes out near ``a``, without a proof: were a new image judged
 by the models of the folds, CV+ would bound it by about ``2 a`` (Barber et al. 2021, theorem 4), but it is judged by the
-one model fitted on all images. Groups get their own threshold where they are large enough to promise the rate
-themselves (Mondrian conformal prediction).
+one model fitted on all images. Captions get their own threshold where they have images enough to promise the rate
+themselves, and the others have enough together (Mondrian conformal prediction): every image is judged by those of its own class
+alone. To judge the others by all images would break the promise, as far as they score higher than the rest. Which captions
+those are is told from the images of the fit: told from the calibration images, a class would be judged by its own when it
+happens to have many there, and by all when it has few, and both err on the same side.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -21,6 +25,8 @@ from cmgcli.words import counted
 
 METHODS = ("split", "cross")
 FOLDS = 5
+NO_GROUP = -1  # of an image whose caption has no number
+AMPLE = 1.5  # times the fewest that promise the rate a class is to expect, so that by chance it hardly ever has fewer
 
 
 @dataclass(frozen=True)
@@ -34,30 +40,48 @@ class Split:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Scores of normal images that the model has not seen, overall and for each group large enough for the rate."""
+    """Scores of normal images that the model has not seen, and which caption each has."""
 
     false_alarm: float
     scores: np.ndarray  # (n,) float64, ascending
-    groups: dict[int, np.ndarray]  # caption number -> ascending scores
+    groups: np.ndarray  # (n,) int64 caption number of each, or NO_GROUP
+    fitted: np.ndarray  # (U,) int64 how many images of each caption the model was fitted on; (0,) where captions are not told apart
     method: str  # one of METHODS
 
-    def scores_for(self, group: int | None) -> np.ndarray:
-        """The calibration scores that judge an image of this group: the group's own, else all."""
-        return self.scores if group is None else self.groups.get(group, self.scores)
+    @cached_property
+    def own(self) -> dict[int, np.ndarray]:
+        """The ascending scores of each caption that is judged by its own: those with enough for the rate, but the smallest of them where
+        the other captions would be too few together."""
+        enough = AMPLE * (1 / self.false_alarm - 1)
+        expected = len(self.scores) * self.fitted / max(1, self.fitted.sum())  # (U,)
+        able = [g for g in (-expected).argsort(kind="stable").tolist() if expected[g] >= enough]
+        while able and 0 < self.fitted.sum() - self.fitted[able].sum() and expected.sum() - expected[able].sum() < enough:
+            able.pop()
+        own = {g: self.scores[self.groups == g] for g in sorted(able)}
+        return {g: scores for g, scores in own.items() if len(scores)}
 
-    def p_value(self, score: float, group: int | None = None) -> float:
+    @cached_property
+    def _others(self) -> np.ndarray:
+        """The ascending scores that judge all other captions; all where there is no other."""
+        others = ~np.isin(self.groups, list(self.own))
+        return self.scores[others] if others.any() else self.scores
+
+    def scores_for(self, group: int) -> np.ndarray:
+        """The calibration scores that judge an image of this caption: its own, or those of all captions that have none of their own."""
+        return self.own.get(group, self._others)
+
+    def p_value(self, score: float, group: int = NO_GROUP) -> float:
         """``(1 + #{calibration >= score}) / (n + 1)``; 1 where there is no calibration image."""
         scores = self.scores_for(group)
         return float(1 + len(scores) - np.searchsorted(scores, score, side="left")) / (len(scores) + 1)
 
-    def threshold(self, group: int | None = None) -> float:
+    def threshold(self, group: int = NO_GROUP) -> float:
         """A score above it is anomalous; see `conformal_threshold`."""
         return conformal_threshold(self.scores_for(group), self.false_alarm)
 
     def at(self, false_alarm: float) -> Calibration:
-        """The same scores for another rate; groups too small for it are judged by all scores. Raises SettingsError for a rate outside (0, 1)."""
-        enough = 1 / check_rate(false_alarm) - 1 - 1e-9
-        return replace(self, false_alarm=false_alarm, groups={g: scores for g, scores in self.groups.items() if len(scores) >= enough})
+        """The same scores for another rate, for which other captions may have enough. Raises SettingsError for a rate outside (0, 1)."""
+        return replace(self, false_alarm=check_rate(false_alarm))
 
     @property
     def promised_rate(self) -> float:
@@ -124,18 +148,24 @@ def check_rate(false_alarm: float) -> float:
     return false_alarm
 
 
-def calibrate(scores: Sequence[float], groups: Sequence[int], *, false_alarm: float = 0.01, method: str = "split") -> Calibration:
-    """Build the calibration from the scores of held-out normal images and the caption number of each.
+def calibrate(
+    scores: Sequence[float], groups: Sequence[int] = (), fitted: Sequence[int] = (), *, false_alarm: float = 0.01, method: str = "split"
+) -> Calibration:
+    """Build the calibration from the scores of held-out normal images.
 
+    Args:
+        groups: the caption number of each, or NO_GROUP; empty where captions are not told apart.
+        fitted: the same of the images that the model was fitted on.
     Raises:
         SettingsError: a rate outside (0, 1), or a score that is not a number.
     """
     values = np.asarray(scores, np.float64)
     if not np.isfinite(values).all():
         raise SettingsError(f"calibration: {int((~np.isfinite(values)).sum())} of {len(values)} scores are not finite; look at the training images for blank or broken ones")
-    number = np.asarray(groups, np.int64)
-    every = {int(g): np.sort(values[number == g]) for g in np.unique(number)}
-    return Calibration(false_alarm, np.sort(values), every, method).at(false_alarm)
+    order = values.argsort(kind="stable")
+    number = np.asarray(groups, np.int64) if len(groups) else np.full(len(values), NO_GROUP)
+    counts = np.bincount([g for g in fitted if g != NO_GROUP]).astype(np.int64)
+    return Calibration(check_rate(false_alarm), values[order], number[order], counts, method)
 
 
 def split(count: int, *, false_alarm: float = 0.01, seed: int = 0) -> Split:

@@ -24,7 +24,7 @@ from cmgcli.words import installed_version
 
 Module = TypeVar("Module", bound=nn.Module)
 
-FORMAT = 7
+FORMAT = 8
 PACKAGES = ("cmgcli", "torch", "open_clip_torch", "numpy")
 
 
@@ -52,8 +52,9 @@ def save(detector: Detector, path: Path) -> None:
         "blend.weight": torch.from_numpy(detector.blend.weight),
         "map_reference": torch.from_numpy(detector.map_reference),
         "calibration.scores": torch.from_numpy(calibration.scores),
+        "calibration.groups": torch.from_numpy(calibration.groups),
+        "calibration.fitted": torch.from_numpy(calibration.fitted),
     }
-    tensors |= {f"calibration.group.{group}": torch.from_numpy(scores) for group, scores in calibration.groups.items()}
     header = {
         "format": FORMAT,
         "settings": asdict(detector.settings),
@@ -145,8 +146,7 @@ def _detector(header: dict, tensors: dict[str, torch.Tensor]) -> Detector:
     head = None
     if "head" in header:
         head = _weighted(DefectHead(**header["head"]), "head.", tensors)
-    prefix = "calibration.group."
-    groups = {int(name.removeprefix(prefix)): t.numpy() for name, t in tensors.items() if name.startswith(prefix)}
+    held_out = (tensors[f"calibration.{name}"].numpy() for name in ("scores", "groups", "fitted"))
     return Detector(
         settings,
         language,
@@ -155,7 +155,7 @@ def _detector(header: dict, tensors: dict[str, torch.Tensor]) -> Detector:
         head,
         Blend(*(tensors[f"blend.{name}"].numpy() for name in ("location", "scale", "weight"))),
         tensors["map_reference"].numpy(),
-        Calibration(header["false_alarm"], tensors["calibration.scores"].numpy(), groups, settings.calibration),
+        Calibration(header["false_alarm"], *held_out, settings.calibration),
         header["fit_images"],
     )
 

@@ -42,5 +42,5 @@ def cross_fit(looks: Looks, *, false_alarm: float, snapshot: Path | None = None,
         scores[list(fold)] = joined(evidence[:k] + evidence[k + 1 :]).blend()(evidence[k].normal)
     model = joined(evidence).settle(final)
     groups = [model.detector.language.group_of(record.text) for record in looks.records]
-    calibration = calibrate(scores, groups, false_alarm=false_alarm, method="cross")
+    calibration = calibrate(scores, groups, groups, false_alarm=false_alarm, method="cross")
     return replace(model, detector=replace(model.detector, calibration=calibration))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from cmgcli.album import Album
 from cmgcli.bank import PatchBank
-from cmgcli.calibrate import Calibration
+from cmgcli.calibrate import NO_GROUP, Calibration
 from cmgcli.cmle import GuidedSpace, Reconstruction, caption_weights, residual_norm
 from cmgcli.head import DefectHead
 from cmgcli.projection import Latent
@@ -76,9 +77,14 @@ class Language:
             return Reconstruction(torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.float64))
         return caption_weights(text, self.text, neighbours=self.neighbours, ridge=self.ridge)
 
+    @cached_property
+    def number(self) -> dict[str, int]:
+        """The number of each stored caption."""
+        return {caption: number for number, caption in enumerate(self.captions)}
+
     def group_of(self, caption: str) -> int:
-        """The caption's group in the calibration: its number, -1 where it is not stored or every caption says the same."""
-        return self.captions.index(caption) if self.guided and caption in self.captions else -1
+        """The caption's group in the calibration: its number, NO_GROUP where it is not stored or every caption says the same."""
+        return self.number.get(caption, NO_GROUP) if self.guided else NO_GROUP
 
     def bank_groups(self, caption: Reconstruction) -> Tensor:
         """The groups of the patch bank that a caption's weights (K,) point to."""
@@ -175,3 +181,7 @@ class Detector:
     map_reference: np.ndarray  # (2, 3) location and scale of a normal image's peak, and weight, of the patch map and the head map
     calibration: Calibration
     fit_images: int
+
+    def threshold_of(self, caption: str) -> float:
+        """The score above which an image of this caption is anomalous."""
+        return self.calibration.threshold(self.language.group_of(caption))

@@ -159,12 +159,12 @@ def explain(model: Model, inspection: Inspection) -> Explanation:
     """
     detector, view, parts, row = model.detector, inspection.view, inspection.parts, inspection.row
     language = detector.language
-    number = language.captions.index(row.caption) if row.caption in language.captions else None
+    number = language.number.get(row.caption)
     said = evidence(detector.map_reference, view, parts)
     chosen = _decisive(said)
     return Explanation(
         row=row,
-        threshold=detector.calibration.threshold(number if language.guided else None),
+        threshold=detector.threshold_of(row.caption),
         view=view,
         anomaly_map=inspection.anomaly_map,
         parts=parts_of_score(detector.blend, parts.values),
@@ -255,5 +255,5 @@ def _under_other(model: Model, view: View, parts: Parts, number: int | None) -> 
     judged = judge(detector, seen, language.weights_of(language.text[other]))
     terms = detector.blend.terms(judged.values)
     score = float(terms.sum())
-    passes = score <= detector.calibration.threshold(other if language.guided else None)
+    passes = score <= detector.threshold_of(language.captions[other])
     return OtherCaption(language.captions[other], match, score, passes, tuple((terms - detector.blend.terms(parts.values)).tolist()))

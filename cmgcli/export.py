@@ -265,8 +265,7 @@ def _float_tower(tower: Tower) -> Tower:
 
 
 def _thresholds(detector: Detector) -> Tensor:
-    groups = range(len(detector.language.captions)) if detector.language.guided else [None] * len(detector.language.captions)
-    return torch.tensor([detector.calibration.threshold(group) for group in groups], dtype=torch.float32)
+    return torch.tensor([detector.threshold_of(caption) for caption in detector.language.captions], dtype=torch.float32)
 
 
 def _top_mean(values: Tensor, kept: Tensor, share: float, *, of_kept: bool = False) -> Tensor:

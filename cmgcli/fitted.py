@@ -125,10 +125,9 @@ def _conclude(verdict: Verdict, model: Model, began: datetime, leaves: Leaves) -
     """The files about the whole run, and the exit code: a failed gate beats an unreadable input."""
     if leaves.junit is not None:
         from cmgcli.junit import write_junit
-        from cmgcli.scoring import threshold_of
 
         seconds = (datetime.now().astimezone() - began).total_seconds()
-        write_junit(verdict, leaves.junit, threshold=lambda row: threshold_of(model, row), began=began, seconds=seconds)
+        write_junit(verdict, leaves.junit, threshold=lambda row: model.detector.threshold_of(row.caption), began=began, seconds=seconds)
     if leaves.summary is not None:
         from cmgcli.step_summary import append_summary
 

@@ -122,15 +122,12 @@ class Model:
         detector = self.detector
         language = detector.language
         if caption is None:
-            number = language.best_caption(view.embedding)
-            caption = language.captions[number]
-        else:
-            number = language.captions.index(caption) if caption in language.captions else None
+            caption = language.captions[language.best_caption(view.embedding)]
         parts = judge(detector, view, language.weights_of(known[caption]))
         score = float(detector.blend(parts.values[None])[0])
         if not np.isfinite(score):
             return Inspection(Row(file=name, caption=caption, error="the score is not a number: the image gives no usable features"))
-        group = number if language.guided else None
+        group = language.group_of(caption)
         row = Row(
             file=name,
             score=score,

@@ -206,8 +206,8 @@ def fit_records(
 
     unseen = gather(model, looks, parts.calibration, made_up=0, report=lambda done: report("calibrating the threshold", done, len(parts.calibration)))
     scores = model.detector.blend(unseen.normal)
-    groups = [model.detector.language.group_of(records[i].text) for i in parts.calibration]
-    calibration = calibrate(scores, groups, false_alarm=false_alarm)
+    groups, fitted = ([model.detector.language.group_of(records[i].text) for i in part] for part in (parts.calibration, parts.fit))
+    calibration = calibrate(scores, groups, fitted, false_alarm=false_alarm)
     return with_album(replace(model, detector=replace(model.detector, calibration=calibration)), looks)
 
 

@@ -48,7 +48,7 @@ def of_model(path: Path, detector: Detector) -> Facts:
         "promise": calibration.sentence,
         "threshold": f"{calibration.threshold():.6g}",
     }
-    facts |= {f"threshold of {detector.language.captions[group]!r}": f"{calibration.threshold(group):.6g}" for group in sorted(calibration.groups)}
+    facts |= {f"threshold of {detector.language.captions[group]!r}": f"{calibration.threshold(group):.6g}" for group in calibration.own}
     return facts | {"fitted with": _fitted_with(path)}
 
 

@@ -115,17 +115,10 @@ def _named(namer: Namer, inspection: Inspection) -> NamedRow:
     return replace(row, defect=SEPARATOR.join(defect.name for defect in defects), defect_score=defects[0].score)
 
 
-def threshold_of(model: Model, row: Row) -> float:
-    """The score above which the row's image is anomalous: its caption's own threshold where there is one."""
-    language = model.detector.language
-    known = language.guided and row.caption in language.captions
-    return model.detector.calibration.threshold(language.captions.index(row.caption) if known else None)
-
-
 def check_judged_alike(model: Model, rows: Iterable[Row]) -> None:
     """Raise SettingsError where a row of a run that is gone on with was judged by another threshold than the model's."""
     for row in rows:
-        threshold = threshold_of(model, row)
+        threshold = model.detector.threshold_of(row.caption)
         if row.score is None or row.anomalous is None or math.isclose(row.score, threshold, rel_tol=READ_BACK):
             continue
         if row.anomalous != (row.score > threshold):

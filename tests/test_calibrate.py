@@ -48,16 +48,19 @@ def test_flagged_means_p_value_at_most_the_rate():
 def test_another_rate_judges_as_a_fit_at_that_rate_would(rate):
     rng = np.random.default_rng(2)
     scores, groups = rng.normal(size=130), [0] * 60 + [1] * 70
-    changed, fitted = calibrate(scores, groups, false_alarm=0.02).at(rate), calibrate(scores, groups, false_alarm=rate)
+    changed, fitted = calibrate(scores, groups, groups, false_alarm=0.02).at(rate), calibrate(scores, groups, groups, false_alarm=rate)
     assert (changed.threshold(), changed.sentence, changed.promised_rate) == (fitted.threshold(), fitted.sentence, fitted.promised_rate)
     for score in rng.normal(size=300) * 2:
         assert (score > changed.threshold()) == (changed.p_value(score) <= rate)
 
 
-def test_a_group_too_small_for_another_rate_is_judged_by_all():
-    calibration = calibrate(np.r_[np.arange(20.0), 100 + np.arange(90.0)], [0] * 20 + [1] * 90, false_alarm=0.1)
-    assert set(calibration.groups) == {0, 1} and set(calibration.at(0.02).groups) == {1}
-    assert calibration.at(0.02).threshold(0) == calibration.at(0.02).threshold(None)
+def test_another_rate_may_take_a_caption_its_own_threshold_and_give_it_back():
+    groups = [0] * 20 + [1] * 90
+    calibration = calibrate(np.r_[np.arange(20.0), 100 + np.arange(90.0)], groups, groups, false_alarm=0.1)
+    strict = calibration.at(0.02)
+    assert set(calibration.own) == {0, 1} and not strict.own
+    assert strict.threshold(0) == strict.threshold(1) == strict.threshold()
+    assert strict.at(0.1).threshold(0) == calibration.threshold(0) == 18
     with pytest.raises(SettingsError, match="between 0 and 1"):
         calibration.at(1.0)
 
@@ -77,11 +80,39 @@ def test_no_image_to_calibrate_promises_nothing_and_flags_nothing():
     assert "no false-alarm promise" in calibration.sentence
 
 
-def test_a_large_group_gets_its_own_threshold_a_small_one_the_common():
-    scores = np.r_[np.arange(20.0), 100 + np.arange(3.0)]
-    calibration = calibrate(scores, [0] * 20 + [1] * 3, false_alarm=0.1)
-    assert calibration.threshold(0) == 18
-    assert calibration.threshold(1) == calibration.threshold(None) == 101
+def test_a_large_caption_gets_its_own_threshold_the_small_ones_that_of_their_own_together():
+    scores, groups = np.r_[np.arange(20.0), 100 + np.arange(5.0), 200 + np.arange(10.0)], [0] * 20 + [1] * 5 + [2] * 10
+    calibration = calibrate(scores, groups, groups, false_alarm=0.1)
+    assert list(calibration.own) == [0] and calibration.threshold(0) == 18
+    assert calibration.threshold(1) == calibration.threshold(2) == calibration.threshold() == 209  # the highest of fifteen
+    assert calibration.p_value(150.0, 1) == 11 / 16 and calibration.p_value(150.0, 0) == 1 / 21
+
+
+def test_where_the_small_captions_are_too_few_the_smallest_large_one_joins_them():
+    scores, groups = np.r_[np.arange(20.0), 100 + np.arange(3.0), 200 + np.arange(15.0)], [0] * 20 + [1] * 3 + [2] * 15
+    calibration = calibrate(scores, groups, groups, false_alarm=0.1)
+    assert list(calibration.own) == [0]
+    assert calibration.threshold(1) == calibration.threshold(2) == 214  # the highest of eighteen
+    assert not calibrate(scores[:23], groups[:23], groups[:23], false_alarm=0.1).own
+
+
+def test_a_caption_that_no_calibration_image_has_is_judged_with_the_others():
+    calibration = calibrate(np.arange(40.0), [0] * 40, [0] * 40 + [1] * 40, false_alarm=0.1)
+    assert list(calibration.own) == [0] and calibration.threshold(1) == calibration.threshold(0)
+
+
+@pytest.mark.parametrize(("rate", "images"), [(0.1, 99), (0.1, 140), (0.1, 300), (0.05, 120)])
+def test_the_promise_holds_over_all_captions_where_rare_ones_score_higher(rate, images):
+    """One caption has nine images of ten; twenty rare ones, whose scores lie higher, share the tenth."""
+    rng = np.random.default_rng(4)
+    alarms = []
+    for _ in range(400):
+        groups = np.where(rng.random(2 * images + 500) < 0.9, 0, rng.integers(1, 21, 2 * images + 500))
+        scores = rng.normal(size=len(groups)) + 3 * (groups > 0)
+        seen, fresh = np.s_[images : 2 * images], np.s_[2 * images :]
+        calibration = calibrate(scores[seen], groups[seen], groups[:images], false_alarm=rate)
+        alarms.append(np.mean([score > calibration.threshold(group) for score, group in zip(scores[fresh], groups[fresh])]))
+    assert rate - 2 / (images + 1) < np.mean(alarms) <= rate + 3 * np.std(alarms) / math.sqrt(len(alarms))
 
 
 def test_a_score_that_is_not_a_number_is_refused():
