@@ -113,6 +113,19 @@ def smallest_rate(count: int) -> float:
     return 1 / (count + 1)
 
 
+def chance_of_excess(count: int, total: int, *, promised: float, calibrated: int) -> float:
+    """How likely a kept promise gives ``count`` or more false alarms among ``total`` good images.
+
+    The promise is kept on average over calibrations: the rate of a single threshold, the ``l``-th largest of ``n`` scores, is a draw
+    from Beta(l, n + 1 - l) (Vovk, "Conditional validity of inductive conformal predictors", 2012), so that with 99 images for 0.01
+    it lies above 0.01 once in three fits. So the count is beta-binomial.
+    """
+    from scipy.stats import betabinom
+
+    above = max(1, math.floor((calibrated + 1) * promised + 1e-9))
+    return float(betabinom.sf(count - 1, total, above, calibrated + 1 - above))
+
+
 def conformal_threshold(scores: np.ndarray, false_alarm: float) -> float:
     """The ``ceil((n + 1)(1 - a))``-th smallest of ``n`` ascending scores.
 

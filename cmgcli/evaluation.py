@@ -94,8 +94,9 @@ def evaluate_records(
             named.append((record.defect, namer.defects(inspection)[0].name))
         worst.offer(case, partial(exhibit, case, inspection.view.image, inspection.anomaly_map, low=MAP_CALM, high=MAP_STRANGE))
     calibration = model.detector.calibration
-    promised = calibration.promised_rate if len(calibration.scores) else None
-    result = evaluation_of(cases, worst, threshold=calibration.threshold(), promised=promised, pixels=pixels)
+    count = len(calibration.scores)
+    promised = calibration.promised_rate if count else None
+    result = evaluation_of(cases, worst, threshold=calibration.threshold(), promised=promised, calibrated=count, pixels=pixels)
     return result if namer is None else replace(result, naming=confusion_of(namer.names, named))
 
 

@@ -39,13 +39,14 @@ def evaluation_of(
     *,
     threshold: float | None,
     promised: float | None,
+    calibrated: int | None = None,
     pixels: metrics.PixelTally | None = None,
 ) -> Evaluation:
     """All figures of the cases; those with an error are counted as unreadable only.
 
     Args:
         threshold: a score above it is anomalous; only shown, the rates are those of the column `anomalous`.
-        promised: the false-alarm rate that the threshold promises.
+        promised: the false-alarm rate that the threshold promises, by so many ``calibrated`` images.
         pixels: has seen the maps of the cases with a mask and of the good ones.
     Raises:
         DatasetError: of the readable cases a class is missing.
@@ -66,6 +67,7 @@ def evaluation_of(
         f1_max_threshold=best.threshold,
         threshold=threshold,
         promised_false_alarm_rate=promised,
+        calibration_images=calibrated,
         false_alarm_rate=_false_alarm_rate(readable),
         miss_rate=_miss_rate(readable),
         pixel_auroc=pixels.auroc() if seen else None,

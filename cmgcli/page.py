@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cmgcli.calibrate import chance_of_excess
 from cmgcli.charts import charts, stress_chart
 from cmgcli.errors import OutputError
 from cmgcli.files import write_whole
@@ -96,7 +97,7 @@ def promise(result: Evaluation) -> str:
     promised, seen = result.promised_false_alarm_rate, result.false_alarm_rate
     if promised is None:
         return ""
-    if seen.low > promised:
+    if chance_of_excess(seen.count, seen.total, promised=promised, calibrated=result.calibration_images) < 0.025:
         return "More good parts are rejected than was promised: they differ from the good parts that the threshold was calibrated on."
     return f"The rejected good parts agree with the promise, as far as {seen.total} good parts can tell."
 

@@ -133,6 +133,7 @@ class Evaluation:
     f1_max_threshold: float
     threshold: float | None  # infinite where nothing was calibrated; None where only the scores are known
     promised_false_alarm_rate: float | None
+    calibration_images: int | None  # that the promise rests on
     false_alarm_rate: Rate
     miss_rate: Rate
     pixel_auroc: float | None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from cmgcli.calibrate import chance_of_excess
 from cmgcli.changes import STRENGTHS
 from cmgcli.report import Rate, percent
 
@@ -59,21 +60,17 @@ class Stress:
     images: int
     anomalous: int
     promised: float | None  # None where nothing was
+    calibrated: int  # images that the promise rests on
     untouched: Rates
     trials: tuple[Trial, ...]
 
     def breaks(self, rate: Rate | None) -> bool:
-        """Whether a false-alarm rate is surely above the promise.
-
-        By the exact lower limit (Clopper and Pearson 1934) at 95 % for all rates of the run together (Bonferroni): one rate in
-        forty is above its own limit by chance, and near zero Wilson's limit is above it more often than it should.
-        """
-        from scipy.stats import binom
-
+        """Whether a false-alarm rate is surely above the promise: at 95 % for all rates of the run together (Bonferroni), and allowing
+        for the luck of the calibration, see `calibrate.chance_of_excess`."""
         if rate is None or self.promised is None:
             return False
         looks = 1 + sum(len(trial.rates) for trial in self.trials)
-        return bool(binom.sf(rate.count - 1, rate.total, self.promised) < 0.05 / looks)
+        return chance_of_excess(rate.count, rate.total, promised=self.promised, calibrated=self.calibrated) < 0.05 / looks
 
     @property
     def first_break(self) -> Break | None:

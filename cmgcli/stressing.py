@@ -79,6 +79,7 @@ def stress(
         images=len(sound),
         anomalous=sum(bool(record.label) for record in sound),
         promised=calibration.promised_rate if len(calibration.scores) else None,
+        calibrated=len(calibration.scores),
         untouched=_rates(counts, *_AS_IS),
         trials=trials,
     )

@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
-from cmgcli.calibrate import calibrate, choose_calibration, conformal_threshold, folds, split
+from cmgcli.calibrate import calibrate, chance_of_excess, choose_calibration, conformal_threshold, folds, split
 from cmgcli.errors import SettingsError
 from tests.benchmarks.calibration import realised_rates
 
@@ -113,6 +114,19 @@ def test_the_promise_holds_over_all_captions_where_rare_ones_score_higher(rate, 
         calibration = calibrate(scores[seen], groups[seen], groups[:images], false_alarm=rate)
         alarms.append(np.mean([score > calibration.threshold(group) for score, group in zip(scores[fresh], groups[fresh])]))
     assert rate - 2 / (images + 1) < np.mean(alarms) <= rate + 3 * np.std(alarms) / math.sqrt(len(alarms))
+
+
+def test_a_kept_promise_is_hardly_ever_called_broken():
+    """By the rate alone every tenth sound model would be accused."""
+    rng = np.random.default_rng(5)
+    rate, total, accused, by_rate = 0.01, 1000, 0, 0
+    for _ in range(1000):
+        threshold = calibrate(rng.random(99), false_alarm=rate).threshold()
+        count = int((rng.random(total) > threshold).sum())
+        accused += chance_of_excess(count, total, promised=rate, calibrated=99) < 0.01
+        by_rate += binom.sf(count - 1, total, rate) < 0.01
+    assert accused <= 20 and by_rate >= 100
+    assert chance_of_excess(60, total, promised=rate, calibrated=99) < 0.01  # and a broken one is
 
 
 def test_a_score_that_is_not_a_number_is_refused():

@@ -137,7 +137,7 @@ def test_the_line_of_a_scores_file_lies_where_its_flags_change():
 def test_the_verdict_is_one_plain_sentence():
     result = made_evaluation()
     alarm, miss = report.Rate(0.05, 0.0171, 0.137, 3, 60), report.Rate(0.02, 0.0035, 0.105, 1, 50)
-    result = replace(result, false_alarm_rate=alarm, miss_rate=miss, promised_false_alarm_rate=0.01)
+    result = replace(result, false_alarm_rate=alarm, miss_rate=miss, promised_false_alarm_rate=0.01, calibration_images=9999)
     assert page.verdict(result).replace("\xa0", " ") == (
         "At the calibrated threshold, 3 of 60 good parts are rejected (5.0 %, 95 % interval 1.7 to 13.7 %; promised: at most 1.0 %) "
         "and 1 of 50 bad parts is missed (2.0 %, 95 % interval 0.4 to 10.5 %)."
