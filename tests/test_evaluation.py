@@ -57,7 +57,7 @@ def test_other_promised_rates_are_told_by_the_p_values():
     values = [0.5, 0.04, 0.3, 0.2, 0.04, 0.02, 0.02, 0.9]
     cases = [made_case(i, i > 4, score=0.0) for i in range(1, 9)]
     cases = [replace(case, row=replace(case.row, p_value=value)) for case, value in zip(cases, values, strict=True)]
-    result = evaluation_of(cases, Worst(0), threshold=1.0, promised=0.05)
+    result = evaluation_of(cases, Worst(0), threshold=1.0, promised=0.05, calibrated=99)
     found = {name: (choice.false_alarm_rate.count, choice.miss_rate.count) for name, choice in result.by_promised_rate.items()}
     assert found == {"0.02": (0, 2), "0.05": (1, 1), "0.1": (1, 1), "0.2": (2, 1)}  # 0.01 is below all of them
     assert result.as_dict()["by_promised_rate"]["0.2"]["false_alarm_rate"]["total"] == 4
