@@ -199,7 +199,7 @@ def keep_mask(
         SettingsError: ``keep`` is neither ``auto`` nor in (0, 1].
     """
     patches = grid[0] * grid[1]
-    if keep == "auto":
+    if check_keep(keep) == "auto":
         counts = sorted({max(1, round(size * patches)) for size in sizes})
         rows = torch.arange(len(relevance), device=relevance.device)
         matches = torch.stack([match(rows, top_patches(relevance, count)) for count in counts], dim=1)  # (B, sizes)
@@ -209,14 +209,19 @@ def keep_mask(
         last = len(counts) - 1 - within.flip(1).argmax(dim=1)  # (B,)
         chosen = torch.tensor(counts, device=relevance.device)[last]
         chosen[best.squeeze(1) < MATCH_FLOOR] = patches
-    elif isinstance(keep, int | float) and 0 < keep <= 1:
-        chosen = torch.full((len(relevance),), max(1, round(keep * patches)), device=relevance.device)
     else:
-        raise SettingsError(f"keep: expected auto or a share in (0, 1], got {keep!r}")
+        chosen = torch.full((len(relevance),), max(1, round(keep * patches)), device=relevance.device)
     rank = relevance.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # (B, P)
     core = rank < chosen.unsqueeze(1)
     grown = [grow(row.reshape(grid)).ravel() for row in core.cpu().numpy()]
     return torch.from_numpy(np.stack(grown)).to(relevance.device)
+
+
+def check_keep(keep: float | str) -> float | str:
+    """What to keep; SettingsError where it is neither ``auto`` nor a share."""
+    if keep == "auto" or isinstance(keep, int | float) and 0 < keep <= 1:
+        return keep
+    raise SettingsError(f"keep: expected auto or a share in (0, 1], got {keep!r}")
 
 
 def grow(core: np.ndarray) -> np.ndarray:

@@ -62,7 +62,7 @@ def score_on_ray(
         device: auto, cpu or cuda; auto takes the GPUs of the cluster where it has any, an actor each, else its cores.
         address: of a running cluster, as `ray start --head` prints it, or ``auto``; None starts one on this machine.
     Raises:
-        SettingsError: the extra is not installed. InputError: there is no cluster at the address.
+        SettingsError: the extra is not installed, or the cluster has no GPU that was asked for. InputError: there is no cluster at the address.
     """
     ray = _ray()
     try:
@@ -72,10 +72,10 @@ def score_on_ray(
             f"--address: no Ray cluster answers at {address} ({str(error).splitlines()[0]}); start one with: ray start --head, "
             "and set RAY_AUTH_MODE and RAY_AUTH_TOKEN as it was started with, where it asks for a token"
         ) from error
-    try:
-        yield from _rows(ray, model.read_bytes(), files, captions or {}, phrases, false_alarm, device, batch_size)
-    finally:
+    if device == "cuda" and not ray.cluster_resources().get("GPU"):
         ray.shutdown()
+        raise SettingsError("--device cuda: the Ray cluster has no GPU; give --device cpu, or auto to take what there is")
+    return _rows(ray, model.read_bytes(), files, captions or {}, phrases, false_alarm, device, batch_size)
 
 
 def _ray() -> Any:
@@ -99,25 +99,28 @@ def _rows(
     device: str,
     batch_size: int,
 ) -> Iterator[Row]:
-    inputs = [{"input": json.dumps([file, captions.get(resolved(file))])} for file in files]
-    if not inputs:
-        return
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    found = ray.cluster_resources()
-    gpus = int(found.get("GPU", 0)) if device != "cpu" else 0
-    actors = max(1, min(gpus or int(found.get("CPU", 1)), -(-len(inputs) // batch_size)))
-    scored = ray.data.from_items(inputs, override_num_blocks=min(len(inputs), max(actors, -(-len(inputs) // (8 * batch_size))))).map_batches(
-        Scorer,
-        fn_constructor_args=(model, "cuda" if gpus else "cpu", batch_size, phrases, false_alarm),
-        batch_size=batch_size,
-        compute=ray.data.ActorPoolStrategy(size=actors),
-        num_cpus=0 if gpus else 1,
-        num_gpus=1 if gpus else 0,
-    )
-    kind = Row if phrases is None else NamedRow
-    for record in scored.iter_rows():
-        yield kind(**json.loads(record["row"]))
+    try:
+        inputs = [{"input": json.dumps([file, captions.get(resolved(file))])} for file in files]
+        if not inputs:
+            return
+        context = ray.data.DataContext.get_current()
+        context.execution_options.preserve_order = True
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        found = ray.cluster_resources()
+        gpus = int(found.get("GPU", 0)) if device != "cpu" else 0
+        actors = max(1, min(gpus or int(found.get("CPU", 1)), -(-len(inputs) // batch_size)))
+        scored = ray.data.from_items(inputs, override_num_blocks=min(len(inputs), max(actors, -(-len(inputs) // (8 * batch_size))))).map_batches(
+            Scorer,
+            fn_constructor_args=(model, "cuda" if gpus else "cpu", batch_size, phrases, false_alarm),
+            batch_size=batch_size,
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=0 if gpus else 1,
+            num_gpus=1 if gpus else 0,
+        )
+        kind = Row if phrases is None else NamedRow
+        for record in scored.iter_rows():
+            yield kind(**json.loads(record["row"]))
+    finally:
+        ray.shutdown()

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cmgcli.adapt import Crop, Scene, draw_crops, train_head
 from cmgcli.calibrate import Split, calibrate, check_rate, choose_calibration, split
-from cmgcli.cmer import entropy
+from cmgcli.cmer import check_keep, entropy
 from cmgcli.clip import from_anywhere
 from cmgcli.cmle import check_latent_dim, check_ridge
 from cmgcli.crossfit import cross_fit
@@ -151,7 +151,7 @@ def fit(
         cmer=cmer,
         cmle=cmle,
         relevance=choose_relevance(tower, relevance),
-        keep=keep,
+        keep=check_keep(keep),
         neighbours=neighbours,
         ridge=check_ridge(ridge),
         bank_size=bank_size,
@@ -268,11 +268,15 @@ def mask(
     batch_size: int = BATCH,
     allow_missing: bool = False,
 ) -> Iterator[MaskResult]:
-    """Run CMER alone: one result per record, in order. The arguments are those of `fit`."""
+    """Run CMER alone: one result per record, in order. The arguments are those of `fit`, and are checked at once."""
+    keep = check_keep(keep)
     records = read_records(images, captions, caption=caption, allow_missing=allow_missing)
     device = choose_device(device)
     tower = load_encoder(encoder, device=device, precision=choose_precision(device))
-    estimator = choose_relevance(tower, relevance)
+    return _masked(records, tower, choose_relevance(tower, relevance), keep, batch_size)
+
+
+def _masked(records: Sequence[Record], tower: Encoder, estimator: str, keep: float | str, batch_size: int) -> Iterator[MaskResult]:
     texts = tuple(dict.fromkeys(record.text for record in records))
     number = {text: u for u, text in enumerate(texts)}
     embedded = tower.encode_text(texts)  # (U, D)

@@ -23,7 +23,9 @@ def test_what_ray_cannot_do_is_said(model_file, small_line, tmp_path, monkeypatc
     wrong(cmg_here(*command, "--engine", "ray", "--explain", tmp_path / "why"), "--engine ray", "--explain")
     wrong(cmg_here(*command, "--address", "auto"), "--address", "--engine ray")
     monkeypatch.setitem(sys.modules, "ray", None)
-    run = cmg_here(*command, "--engine", "ray")
+    (tmp_path / "scores.csv").write_text("from another run", encoding="utf-8")
+    run = cmg_here(*command, "--engine", "ray", "--out", tmp_path / "scores.csv")
+    assert (tmp_path / "scores.csv").read_text(encoding="utf-8") == "from another run"
     assert run.returncode == 2 and run.err == "cmg: --engine ray needs ray, which is not installed: pip install 'cmgcli[ray]'\n"
 
 

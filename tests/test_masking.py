@@ -101,6 +101,14 @@ def test_with_one_caption_there_is_no_other(small_line):
     assert found([result.row]) == []
 
 
+@pytest.mark.parametrize("wrong_option", [("--keep", 7), ("--encoder", "nosuch"), ("--captions", "nosuch.csv")])
+def test_a_run_that_cannot_begin_leaves_the_summary_of_the_last(small_line, tmp_path, wrong_option):
+    (tmp_path / "summary.csv").write_text("of the last run", encoding="utf-8")
+    captions = () if "--captions" in wrong_option else ("--captions", small_line / "metadata.csv")
+    assert cmg_here("mask", "--images", small_line, *captions, "--out", tmp_path, *wrong_option).returncode == 2
+    assert (tmp_path / "summary.csv").read_text(encoding="utf-8") == "of the last run"
+
+
 def test_the_other_caption_must_fit_as_it_fits_its_own_images():
     bolts = [row(f"{i}.png", "bolt", match) for i, match in enumerate((0.1, 0.2, 0.3, 0.4, 0.5))]
     for match, fits in ((0.2, True), (0.19, False)):
