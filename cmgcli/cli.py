@@ -33,7 +33,7 @@ from cmgcli.console import (
 from cmgcli.errors import SettingsError
 from cmgcli.needs import check_needs
 from cmgcli.options import AllowMissing, BatchSize, DeviceOption
-from cmgcli.streams import inputs, make_directory, must_be_writable, output, training_state, write_out
+from cmgcli.streams import apart, inputs, make_directory, must_be_writable, output, training_state, write_out
 from cmgcli.usage import Command, Group
 from cmgcli.words import counted
 
@@ -221,6 +221,7 @@ def score(
         for directory, option in ((maps, "--maps"), (explain, "--explain")):
             if directory is not None:
                 make_directory(directory, option, read=paths)
+        files = apart(files, {"--maps": maps, "--explain": explain})
         jsonl = style is o.Format.jsonl
         if zero_shot:
             score_unfitted(

@@ -107,6 +107,29 @@ def make_directory(path: Path, option: str, *, read: Iterable[Path | str] = ()) 
     return path
 
 
+def apart(files: Iterable[str], directories: Mapping[str, Path | None]) -> Iterable[str]:
+    """The files, none of which lies in a directory of pictures, by the option that names it: a picture could take its name, and the next
+    run would take pictures for images. A list is looked through at once, what comes from a pipe one by one.
+
+    Raises:
+        OutputError: a file lies in one of them.
+    """
+    taken = {str(resolved(path)): (path, option) for option, path in directories.items() if path is not None}
+    seen: set[str] = set()
+
+    def checked() -> Iterator[str]:
+        for file in files:
+            folder = os.path.dirname(file)
+            if folder not in seen and taken:
+                seen.add(folder)
+                if found := taken.get(str(resolved(folder or "."))):
+                    path, option = found
+                    raise OutputError(f"cannot write pictures to {path}: {file} lies there, and would be overwritten or mixed up with them; choose another {option}")
+            yield file
+
+    return list(checked()) if isinstance(files, list) else checked()
+
+
 def must_be_writable(files: Mapping[str, Path | None], *, read: Iterable[Path | str | None] = ()) -> None:
     """Raise OutputError, before any work, where a file cannot be written, is another option's too, or is one that the run reads.
 

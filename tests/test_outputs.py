@@ -84,6 +84,18 @@ def test_pictures_do_not_go_where_images_are_looked_for(place, command, folder):
 
 
 @pytest.mark.parametrize(
+    ("kind", "option"),
+    [("--model model.cmg", "--maps"), ("--model model.cmg", "--explain"), ("--zero-shot --caption x", "--maps")],
+)
+def test_pictures_do_not_go_where_a_listed_image_lies(place, kind, option):
+    before = sorted(Path("line/images").iterdir())
+    wrong(cmg_here("score", *kind.split(), before[0], option, "line/images"), f"{before[0]} lies there", f"choose another {option}")
+    run = cmg("score", *kind.split(), "-", option, "line/images", stdin=f"{before[0]}\n")
+    assert run.returncode == 2 and f"{before[0]} lies there" in run.err
+    assert sorted(Path("line/images").iterdir()) == before
+
+
+@pytest.mark.parametrize(
     ("command", "option"),
     [(SCORE, "--out"), (SCORE, "--junit"), (f"{EVAL} --scores scores.csv", "--json"), (f"{EVAL} --scores scores.csv", "--report"), ("fit --images line", "--out")],
 )
