@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 from cmgcli.errors import SettingsError
@@ -19,6 +19,7 @@ from cmgcli.rows import NamedRow, Row
 from cmgcli.view import View
 
 READ_BACK = 1e-5  # what a score loses at most where it is written and read
+ALIKE = 0.01  # by which a score may differ where another machine goes on
 
 
 class TileWork:
@@ -57,7 +58,7 @@ def score_files(
 ) -> Iterator[Row]:
     """`Model.inspect`, with the pictures of an image on disk before its row comes.
 
-    A run that goes on gives the rows of an undisturbed run to the last digit, see `unfinished_batch` (not where `live`: there the
+    A run that goes on gives the rows of an undisturbed run to the last digit, see `last_batch` (not where `live`: there the
     clock makes the batches).
 
     Args:
@@ -67,13 +68,15 @@ def score_files(
         explained: directory for a page on each anomalous image, or on each image where ``explain_all`` says so; see `placard`.
         phrases: give rows the defects of the anomalous images, as `rows.NamedRow`; see `naming`.
         work: counts the tiles.
+    Raises:
+        SettingsError: the rows that are done are not by this model or these captions.
     """
     namer = None if phrases is None else Namer(model.encoder, phrases)
     used = used_stems(done)
     pictured = maps is not None or explained is not None or namer is not None
-    again = [] if live else unfinished_batch(done, model.detector.settings.images_at_once(batch_size))
-    inspections = model.inspect(chain(again, files), captions, batch_size=batch_size, live=live, maps=pictured)
-    for inspection in islice(inspections, len(again), None):
+    again = [] if live else last_batch(done, model.detector.settings.images_at_once(batch_size))
+    inspections = model.inspect(chain((row.file for row in again), files), captions, batch_size=batch_size, live=live, maps=pictured)
+    for inspection in after(again, inspections):
         if work is not None and inspection.view is not None:
             work.add(inspection.view)
         if inspection.anomaly_map is not None:
@@ -85,12 +88,25 @@ def score_files(
         yield inspection.row if namer is None else _named(namer, inspection)
 
 
-def unfinished_batch(done: Sequence[Row], at_once: int) -> list[str]:
-    """The files of the batch in which an earlier run ended.
+def last_batch(done: Sequence[Row], at_once: int) -> Sequence[Row]:
+    """The rows of the batch in which an earlier run ended.
 
-    On some machines the last digit of a score depends on the images that share its batch, so a run that goes on starts with these.
+    On some machines the last digit of a score depends on the images that share its batch, so a run that goes on starts with these;
+    and they show whether it is the same run, see `after`.
     """
-    return [row.file for row in done[len(done) - len(done) % at_once :]]
+    return done[max(0, len(done) - 1) // at_once * at_once :]
+
+
+def after(done: Sequence[Row], inspections: Iterator[Inspection]) -> Iterator[Inspection]:
+    """The inspections but for the first, of images that have a row; SettingsError where their scores are not those of the rows."""
+    for row, inspection in zip(done, inspections, strict=False):
+        now = inspection.row
+        if None not in (row.score, now.score) and not math.isclose(row.score, now.score, rel_tol=ALIKE, abs_tol=ALIKE):
+            raise SettingsError(
+                f"--resume: {row.file} has score {row.score:g} in the file and {now.score:.6g} now: another model, other captions or other images; "
+                "give what the file was begun with, or another --out"
+            )
+    yield from inspections
 
 
 def used_stems(done: Iterable[Row]) -> set[str]:
@@ -116,10 +132,12 @@ def _named(namer: Namer, inspection: Inspection) -> NamedRow:
 
 
 def check_judged_alike(model: Model, rows: Iterable[Row]) -> None:
-    """Raise SettingsError where a row of a run that is gone on with was judged by another threshold than the model's."""
+    """Raise SettingsError where a row of a run that is gone on with was judged by another threshold than the model's, or by none."""
     for row in rows:
+        if row.score is not None and row.anomalous is None:
+            raise SettingsError(f"--resume: {row.file} was scored by --zero-shot, without a model; go on with --zero-shot, or give another --out")
         threshold = model.detector.threshold_of(row.caption)
-        if row.score is None or row.anomalous is None or math.isclose(row.score, threshold, rel_tol=READ_BACK):
+        if row.score is None or math.isclose(row.score, threshold, rel_tol=READ_BACK):
             continue
         if row.anomalous != (row.score > threshold):
             verdict = "anomalous" if row.anomalous else "normal"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +57,9 @@ def score_unfitted(
     files = list(files)
     done = resume_scores(out, jsonl=jsonl) if resume else ()
     rest = list(rest_of(files, done))
+    judged = next((row for row in done if row.anomalous is not None), None)
+    if judged is not None:
+        raise SettingsError(f"--resume: {judged.file} was judged by a model; go on with --model, or give another --out")
     with timed("importing torch"):
         from cmgcli.zeroshot import NO_PROMISE, zero_shot
 
@@ -84,12 +86,12 @@ def _rows(scorer: ZeroShot, files: Sequence[str], done: Sequence[Row], maps: Pat
     """The rows, each with its pictures on disk before it comes."""
     from cmgcli.loader import BATCH
     from cmgcli.pictures import unused_stem
-    from cmgcli.scoring import unfinished_batch, used_stems, write_maps
+    from cmgcli.scoring import after, last_batch, used_stems, write_maps
 
     at_once = batch_size or BATCH
-    used, again = used_stems(done), unfinished_batch(done, at_once)
-    inspections = scorer.inspect([*again, *files], batch_size=at_once, maps=maps is not None)
-    for inspection in islice(inspections, len(again), None):
+    used, again = used_stems(done), last_batch(done, at_once)
+    inspections = scorer.inspect([*(row.file for row in again), *files], batch_size=at_once, maps=maps is not None)
+    for inspection in after(again, inspections):
         if inspection.anomaly_map is not None:
             write_maps(inspection, maps, unused_stem(inspection.row.file, used))
         yield inspection.row

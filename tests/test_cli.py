@@ -139,6 +139,18 @@ def test_resume_refuses_rows_that_another_rate_would_judge_otherwise(small_line,
     assert cmg_here(*command, "--false-alarm", 0.3, *images).returncode == 0
 
 
+def test_resume_refuses_rows_of_another_model(small_line, model_file, tmp_path):
+    images, other, out = sorted((small_line / "images").glob("test*")), tmp_path / "other.cmg", tmp_path / "scores.csv"
+    assert cmg_here("fit", "--images", small_line, "--captions", small_line / "metadata.csv", "--no-adapt", "--out", other).returncode == 0
+    assert cmg_here("score", "--model", other, "--out", out, *images[:4]).returncode == 0
+    before = out.read_bytes()
+    calm = before.replace(b",1,", b",0,")  # so that both would judge alike
+    for content in (before, calm):
+        out.write_bytes(content)
+        wrong(cmg_here("score", "--model", model_file, "--false-alarm", 0.01, "-q", "--out", out, "--resume", *images), "--resume", "another --out")
+        assert out.read_bytes() == content
+
+
 def test_jsonl_has_the_rows_of_the_csv(small_line, model_file, tmp_path):
     image = sorted((small_line / "images").glob("test*"))[0]
     (tmp_path / "broken.png").write_bytes(b"no image")

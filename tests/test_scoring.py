@@ -17,4 +17,4 @@ def test_a_resumed_run_has_the_batches_of_an_undisturbed_one(small_model, small_
     earlier = [Row(file) for file in files[:done]]
     rows = list(score_files(small_model, files[done:], done=earlier, batch_size=4))
     assert [row.file for row in rows] == files[done:]
-    assert batches == [files[i : i + 4] for i in range(done - done % 4, 12, 4)]
+    assert batches == [files[i : i + 4] for i in range(max(0, done - 1) // 4 * 4, 12, 4)]

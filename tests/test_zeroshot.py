@@ -118,7 +118,18 @@ def test_a_broken_run_goes_on_with_the_batches_of_an_undisturbed_one(batch, tmp_
     batches.clear()
     assert cmg_here(*command, "--resume", batch).returncode == 0
     assert out.read_text() == whole
-    assert [some for some in batches if some in last] == last[done // 4 :]
+    assert [some for some in batches if some in last] == last[max(0, done - 1) // 4 :]
+
+
+def test_a_run_is_not_gone_on_with_by_other_means(batch, model_file, tmp_path):
+    out, images = tmp_path / "s.csv", sorted(batch.iterdir())
+    begun, fitted = ("score", "--zero-shot", "--caption", CAPTION, "--out", out), ("score", "--model", model_file, "--out", out)
+    assert cmg_here(*begun, *images[:8]).returncode == 0
+    wrong(cmg_here(*fitted, "--resume", *images), "was scored by --zero-shot", "another --out")
+    wrong(cmg_here(*begun, "-q", "--resume", *images), "in the file and", "another --out")  # compared with other images
+    out.unlink()
+    assert cmg_here(*fitted, *images[:8]).returncode == 0
+    wrong(cmg_here(*begun, "--resume", *images), "was judged by a model", "another --out")
 
 
 def test_ctrl_c_says_what_there_is_and_how_to_go_on(batch, tmp_path, monkeypatch):
