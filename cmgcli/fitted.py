@@ -84,7 +84,8 @@ def score_fitted(
     else:
         extras = given(phrases=phrases, maps=leaves.maps, explained=leaves.explain, batch_size=batch_size)
         found = score_files(fitted, files, captions, done=done, explain_all=leaves.explain_all, live=live, work=work, **extras)
-    with output(leaves.rows, append=bool(done)) as stream, timed("scoring"):
+    judged = bool(limits) or fail_on_drift or leaves.junit is not None or leaves.summary is not None  # the whole run, whoever reads its rows
+    with output(leaves.rows, append=bool(done), lasting=judged) as stream, timed("scoring"):
         _write(found, row_writer(stream, kind, header=not done, jsonl=leaves.jsonl), tally, leaves.rows)
     if work.sentence:
         say(work.sentence)

@@ -7,22 +7,22 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from cmgcli import ranks
-from cmgcli.console import say
+from cmgcli.console import say, silence_stdout
 from cmgcli.errors import InputError, OutputError, SettingsError
 from cmgcli.files import resolved
 
 
 @contextmanager
-def output(path: Path | None, *, append: bool = False) -> Iterator[Any]:
-    """The text stream to write to: a new file, the end of an old one, or stdout."""
+def output(path: Path | None, *, append: bool = False, lasting: bool = False) -> Iterator[Any]:
+    """The text stream to write to: a new file, the end of an old one, or stdout; a ``lasting`` one swallows what nobody reads any more."""
     if path is None:
         if sys.stdout is None:
             raise OutputError("standard output is closed; leave it open, or give a file with --out")
         sys.stdout.reconfigure(errors="surrogateescape", newline="\n")
-        yield sys.stdout
+        yield _Lasting(sys.stdout) if lasting else sys.stdout
         sys.stdout.flush()
         return
     try:
@@ -39,6 +39,28 @@ def output(path: Path | None, *, append: bool = False) -> Iterator[Any]:
         stream.close()
     except OSError as error:
         raise OutputError(f"{path} cannot be written to its end ({error.strerror}); choose another --out") from error
+
+
+class _Lasting:
+    """Standard output, which goes nowhere once its reader has gone."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        with self._going_on():
+            self.stream.write(text)
+
+    def flush(self) -> None:
+        with self._going_on():
+            self.stream.flush()
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            silence_stdout()
 
 
 def write_out(text: str) -> None:

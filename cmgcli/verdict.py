@@ -25,6 +25,8 @@ class Limit:
 
     def failure(self, anomalies: int, readable: int) -> str:
         """Why the gate failed; empty where the run keeps the limit."""
+        if not readable:
+            return f"no image could be judged, which {self.option} asks for"
         kept = anomalies * 100 <= self.most * readable if self.percent else anomalies <= self.most
         return "" if kept else f"{_counted(anomalies, readable)}, which {self.option} does not allow"
 

@@ -327,6 +327,15 @@ def test_a_closed_pipe_is_silent(small_line, model_file):
     assert len(run.stdout.splitlines()) == 2
 
 
+def test_a_gate_judges_the_whole_run_whoever_reads_its_rows(small_line, model_file, tmp_path):
+    command = f'"{sys.executable}" -m cmgcli score --model "{model_file}" --batch-size 1 --max-anomalies 0 --junit "{tmp_path}/j.xml" "{small_line}/images" | head -n 2'
+    run = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    assert run.stdout.count("\n") == 2
+    assert run.returncode == 1 and "gate failed" in run.stderr and "Traceback" not in run.stderr
+    assert (tmp_path / "j.xml").is_file()
+
+
+
 def test_an_interrupt_leaves_whole_rows_to_go_on_from(small_line, model_file, tmp_path):
     images = sorted(str(path) for path in (small_line / "images").glob("test*"))[:5]
     out = tmp_path / "scores.csv"

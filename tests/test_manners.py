@@ -165,3 +165,5 @@ def test_no_input_is_said(model_file, tmp_path):
     run = cmg_here("score", "--model", model_file, tmp_path)
     assert run.returncode == 0
     assert run.out.count("\n") == 1 and f"no image in {tmp_path}" in run.err
+    gate = cmg_here("score", "--model", model_file, "--fail-on-anomaly", tmp_path)
+    assert gate.returncode == 1 and "no image could be judged, which --fail-on-anomaly asks for" in gate.err

@@ -31,7 +31,8 @@ def tally(readable: int, anomalies: int, unreadable: int = 0, keep: bool = False
         ("0.1 %", 1000, 1, True),
         ("0.1%", 999, 1, False),
         ("100%", 4, 4, True),
-        ("0%", 0, 0, True),
+        ("0%", 0, 0, False),  # nothing was judged
+        ("100%", 0, 0, False),
     ],
 )
 def test_the_limit_is_exact(limit, readable, anomalies, passes):
