@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from cmgcli.calibrate import calibrate, folds
-from cmgcli.heldout import gather, joined
+from cmgcli.heldout import gather_folds, joined
 from cmgcli.learn import Progress, learn, state_of
 from cmgcli.looks import Looks
 from cmgcli.model import Model
@@ -30,13 +31,7 @@ def cross_fit(looks: Looks, *, false_alarm: float, snapshot: Path | None = None,
     final, *drafts = (
         learner.draft(false_alarm=false_alarm, snapshot=state_of(snapshot, k), report=report) for k, learner in enumerate(learners)
     )
-    evidence, done = [], 0
-    for draft, fold in zip(drafts, held, strict=True):
-        made_up = -(-MADE_UP // len(held))
-        evidence.append(
-            gather(draft, looks, fold, made_up=made_up, report=lambda judged, done=done: report("calibrating the threshold", done + judged, count))
-        )
-        done += len(fold)
+    evidence = gather_folds(drafts, looks, held, made_up=MADE_UP, report=partial(report, "calibrating the threshold"))
     scores = np.empty(count)
     for k, fold in enumerate(held):
         scores[list(fold)] = joined(evidence[:k] + evidence[k + 1 :]).blend()(evidence[k].normal)

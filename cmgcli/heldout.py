@@ -26,10 +26,11 @@ def drawn_auroc(looks: Looks, numbers: Sequence[int]) -> Callable[[DefectHead], 
     """What tells a head's AUROC between held-out normal images and the same with a drawn defect each."""
     rng = np.random.default_rng(looks.settings.seed)
     images, pixels = [], 0  # (normal, drawn, keep mask)
-    for _, wholes in looks.sound(numbers[:VALIDATED]):
-        views = [_piece(view, rng) for view in wholes]
-        images += [(view.image, _with_defect(view, rng).image, view.keep) for view in views]
-        pixels += sum(view.image[..., 0].size for view in views)
+    for _, wholes in looks.sound(spread(numbers, VALIDATED)):
+        for view in (_piece(whole, rng) for whole in wholes):
+            if pixels <= VALIDATED_PIXELS:
+                pixels += view.image[..., 0].size
+                images.append((view.image.copy(), _with_defect(view, rng).image, view.keep))  # of a tile not the whole image, which its pixels are part of
         if pixels > VALIDATED_PIXELS:
             break
 
@@ -90,8 +91,24 @@ def joined(several: Sequence[Evidence]) -> Evidence:
     return Evidence(*(np.concatenate([getattr(one, field.name) for one in several]) for field in fields(Evidence)))
 
 
+def spread(numbers: Sequence[int], most: int) -> list[int]:
+    """At most so many of the numbers, evenly from the first to the last: records often come sorted by caption."""
+    return [numbers[k] for k in np.unique(np.linspace(0, len(numbers) - 1, min(most, len(numbers))).round().astype(int))]
+
+
+def gather_folds(
+    judges: Sequence[Model], looks: Looks, folds: Sequence[Sequence[int]], *, made_up: int, report: Callable[[int, int], None]
+) -> list[Evidence]:
+    """`gather` of each fold by its judge, which has not seen it; the folds share ``made_up``. report: called with how many images are done, and of how many."""
+    evidence, done, total = [], 0, sum(map(len, folds))
+    for judge, fold in zip(judges, folds, strict=True):
+        evidence.append(gather(judge, looks, fold, made_up=-(-made_up // len(folds)), report=lambda judged, done=done: report(done + judged, total)))
+        done += len(fold)
+    return evidence
+
+
 def gather(model: Model, looks: Looks, numbers: Sequence[int], *, made_up: int, report: Callable[[int], None]) -> Evidence:
-    """Judge normal images, and the first ``made_up`` of them also with drawn defects and under a wrong caption.
+    """Judge normal images, and ``made_up`` of them also with drawn defects and under a wrong caption.
 
     Several ranks take the batches in turn; the defects are drawn by each of them, from one stream of random numbers.
 
@@ -99,9 +116,9 @@ def gather(model: Model, looks: Looks, numbers: Sequence[int], *, made_up: int, 
         report: called with how many images are done.
     """
     rng = np.random.default_rng(model.detector.settings.seed)
-    own, done = {}, 0
-    for k, (_, views) in enumerate(looks.sound(numbers)):
-        basis = views[: max(0, made_up - done)]
+    own, done, chosen = {}, 0, set(spread(numbers, made_up))
+    for k, (batch, views) in enumerate(looks.sound(numbers)):
+        basis = [view for i, view in zip(batch, views, strict=True) if i in chosen]
         found = _gather_batch(model, looks, views, basis, rng, judging=ranks.mine(k))
         if ranks.mine(k):
             own[k] = found

@@ -95,7 +95,7 @@ class Learner:
             seed=s.seed,
             device=self.looks.encoder.device.type,
             snapshot=snapshot,
-            snapshot_key=hashlib.sha256(repr(s).encode() + embeddings.numpy().tobytes()).hexdigest(),
+            snapshot_key=hashlib.sha256(repr((s, self.captions)).encode() + rows.numpy().tobytes() + embeddings.numpy().tobytes()).hexdigest(),
             progress=lambda epoch, epochs, loss: report(f"training the guided space (loss {loss:.3f})", epoch, epochs),
         )
         moments = ResidualMoments(self.moments.structure, latent.latent_dim)

@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cmgcli.adapt import Crop, Scene, draw_crops, train_head
-from cmgcli.calibrate import Split, calibrate, check_rate, choose_calibration, split
+from cmgcli.calibrate import Split, calibrate, check_rate, choose_calibration, folds, split
 from cmgcli.cmer import check_keep, entropy
 from cmgcli.clip import from_anywhere
 from cmgcli.cmle import check_latent_dim, check_ridge
@@ -30,7 +31,7 @@ from cmgcli.detector import Settings
 from cmgcli.encoder import Encoder, choose_device, choose_precision, load_encoder
 from cmgcli.errors import DatasetError, ImageError, SettingsError
 from cmgcli.head import DefectHead, fast_bfloat16
-from cmgcli.heldout import accustom, drawn_auroc, gather
+from cmgcli.heldout import accustom, drawn_auroc, gather, gather_folds, joined
 from cmgcli.learn import Place, Progress, learn, state_of, with_album
 from cmgcli.loader import BATCH, ImageStore, decoded
 from cmgcli.looks import Looks
@@ -189,20 +190,20 @@ def fit_records(
     if settings.calibration == "cross" and len(records) > 1:
         return with_album(cross_fit(looks, false_alarm=false_alarm, snapshot=snapshot, report=report), looks)
     parts = split(len(records), false_alarm=false_alarm, seed=settings.seed)
-    (learner,) = learn(looks, [parts.fit], report)
-    draft = learner.draft(false_alarm=false_alarm, snapshot=state_of(snapshot, 0), report=report)
 
     # the calibration images must not be touched here, or the promise of the threshold would be void
-    if len(parts.tune) >= FEWEST_TO_TUNE:
-        basis, numbers = looks, parts.tune
-    else:
+    basis, held = looks, (parts.tune,)  # what tells how good images score, in folds each of which is judged by a model that has not seen it
+    if len(parts.tune) < FEWEST_TO_TUNE:
         basis = Looks([records[i] for i in parts.fit], encoder, settings, batch_size=batch_size, mirrored=True)
-        numbers = range(len(parts.fit))
-    if settings.adapt_steps > 0:
-        head = accustom(_adapt(looks, parts, learner.places, snapshot, report), basis, numbers)
-        draft = replace(draft, detector=replace(draft.detector, head=head))
-    weighed = gather(draft, basis, numbers, made_up=len(numbers), report=lambda done: report("weighing the parts of the score", done, len(numbers)))
-    model = weighed.settle(draft)
+        held = folds(len(parts.fit), seed=settings.seed) if len(parts.fit) > 1 else ((0,),)
+    crossed = [sorted(set(parts.fit) - {parts.fit[i] for i in fold}) for fold in held] if len(held) > 1 else []
+    learners = learn(looks, [parts.fit, *crossed], report)
+    draft, *judges = (learner.draft(false_alarm=false_alarm, snapshot=state_of(snapshot, k), report=report) for k, learner in enumerate(learners))
+    numbers = [i for fold in held for i in fold]
+    head = accustom(_adapt(looks, parts, learners[0].places, snapshot, report), basis, numbers) if settings.adapt_steps > 0 else None
+    draft, *judges = (replace(model, detector=replace(model.detector, head=head)) for model in (draft, *judges))
+    told = partial(report, "weighing the parts of the score")
+    model = joined(gather_folds(judges or [draft], basis, held, made_up=len(numbers), report=told)).settle(draft)
 
     unseen = gather(model, looks, parts.calibration, made_up=0, report=lambda done: report("calibrating the threshold", done, len(parts.calibration)))
     scores = model.detector.blend(unseen.normal)

@@ -11,7 +11,7 @@ from cmgcli.crossfit import MADE_UP, cross_fit
 from cmgcli.dataset import Record, training_records
 from cmgcli.encoder import load_encoder
 from cmgcli.errors import ImageError
-from cmgcli.heldout import gather, joined
+from cmgcli.heldout import gather, joined, spread
 from cmgcli.images import write_png
 from cmgcli.learn import learn
 from cmgcli.looks import Looks
@@ -79,6 +79,23 @@ def test_an_unreadable_image_is_an_error_in_its_place(encoder, records, tmp_path
     assert [isinstance(view, ImageError) for view in views] == [False, True, False]
     with pytest.raises(ImageError, match="bad.png.*mend or remove it"):
         list(looks.sound([0, 1, 2]))
+
+
+@pytest.mark.parametrize("options", [{"adapt": False, "calibration": "split"}, {"adapt_steps": 4}])
+def test_few_images_tell_how_good_ones_score(small_line, options):
+    """With too few to spare some for it, each fold of those that are fitted is judged by a model of the others: the bank knows its own by heart."""
+    model = cmgcli.fit(small_line, small_line / "metadata.csv", false_alarm=0.1, device="cpu", **options)
+    usual = float(model.detector.blend(model.detector.blend.location[None])[0])
+    assert usual / 3 < np.median(model.detector.calibration.scores) < 3 * usual
+
+
+def test_made_up_images_come_from_all_of_a_fold(encoder, records):
+    """Records come sorted by caption more often than not."""
+    assert spread(range(10), 3) == [0, 4, 9] and spread([7, 8], 5) == [7, 8] and spread(range(9), 1) == [0] and spread([], 3) == []
+    looks = Looks(records, encoder, settings_of(encoder, bank_size=64))
+    (learner,) = learn(looks, [range(len(records))], quiet)
+    found = gather(learner.draft(false_alarm=0.1, report=quiet), looks, range(len(records)), made_up=4, report=quiet)
+    assert len(found.normal) == len(records) and len(found.drawn) == 2 * len(found.wrong) == 8
 
 
 def test_a_cross_fitted_model_is_stored_with_its_promise(small_line, tmp_path):
