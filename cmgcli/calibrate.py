@@ -23,7 +23,7 @@ import numpy as np
 from cmgcli.errors import SettingsError
 from cmgcli.words import counted
 
-METHODS = ("split", "cross")
+METHODS = {"split": "at most", "cross": "about"}  # how near the rate comes to what is promised
 FOLDS = 5
 NO_GROUP = -1  # of an image whose caption has no number
 AMPLE = 1.5  # times the fewest that promise the rate a class is to expect, so that by chance it hardly ever has fewer

@@ -96,7 +96,7 @@ def evaluate_records(
     calibration = model.detector.calibration
     count = len(calibration.scores)
     promised = calibration.promised_rate if count else None
-    result = evaluation_of(cases, worst, threshold=calibration.threshold(), promised=promised, calibrated=count, pixels=pixels)
+    result = evaluation_of(cases, worst, threshold=calibration.threshold(), promised=promised, calibrated=count, method=calibration.method, pixels=pixels)
     return result if namer is None else replace(result, naming=confusion_of(namer.names, named))
 
 

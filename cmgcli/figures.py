@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cmgcli import metrics
+from cmgcli.calibrate import smallest_rate
 from cmgcli.dataset import Record
 from cmgcli.errors import DatasetError
 from cmgcli.exhibits import Worst
@@ -40,13 +41,14 @@ def evaluation_of(
     threshold: float | None,
     promised: float | None,
     calibrated: int | None = None,
+    method: str | None = None,
     pixels: metrics.PixelTally | None = None,
 ) -> Evaluation:
     """All figures of the cases; those with an error are counted as unreadable only.
 
     Args:
         threshold: a score above it is anomalous; only shown, the rates are those of the column `anomalous`.
-        promised: the false-alarm rate that the threshold promises, by so many ``calibrated`` images.
+        promised: the false-alarm rate that the threshold promises, by so many ``calibrated`` images and this method of `calibrate.METHODS`.
         pixels: has seen the maps of the cases with a mask and of the good ones.
     Raises:
         DatasetError: of the readable cases a class is missing.
@@ -68,6 +70,7 @@ def evaluation_of(
         threshold=threshold,
         promised_false_alarm_rate=promised,
         calibration_images=calibrated,
+        calibration=method,
         false_alarm_rate=_false_alarm_rate(readable),
         miss_rate=_miss_rate(readable),
         pixel_auroc=pixels.auroc() if seen else None,
@@ -77,7 +80,7 @@ def evaluation_of(
         by_defect=_by_defect(readable),
         by_caption=_by_caption(readable),
         by_size=_by_size(readable),
-        by_promised_rate=_by_promised_rate(readable),
+        by_promised_rate=_by_promised_rate(readable, calibrated),
         cases=tuple(cases),
         worst_misses=worst.misses,
         worst_false_alarms=worst.false_alarms,
@@ -122,10 +125,10 @@ def _by_defect(cases: Sequence[Case]) -> dict[str, Group]:
     return {name: _group(kinds[name], good) for name in sorted(kinds)}
 
 
-def _by_promised_rate(cases: Sequence[Case]) -> dict[str, Choice]:
+def _by_promised_rate(cases: Sequence[Case], calibrated: int | None) -> dict[str, Choice]:
     """What each of `RATES` would give: a score is above the threshold of a rate just where its p-value is at most the rate.
 
-    A rate below every p-value is left out: the calibration may be too small to promise it.
+    Left out is a rate that so many calibration images cannot promise; where their number is not known, one below every p-value.
     """
     values = [case.row.p_value for case in cases]
     if None in values:
@@ -133,7 +136,7 @@ def _by_promised_rate(cases: Sequence[Case]) -> dict[str, Choice]:
     found = {}
     for rate in RATES:
         flagged = [value <= rate + 1e-9 for value in values]
-        if any(flagged):
+        if any(flagged) or calibrated and rate >= smallest_rate(calibrated):
             good, bad = ([flag for flag, case in zip(flagged, cases, strict=True) if case.anomalous is wanted] for wanted in (False, True))
             found[f"{rate:g}"] = Choice(_rate(good), _rate([not flag for flag in bad]))
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ import typer
 
 from cmgcli.console import GATE_FAILED, SOME_UNREADABLE, detail, fail, given, say, timed
 from cmgcli.drift import DriftWatch
+from cmgcli.files import resolved
 from cmgcli.rows import NamedRow, Row, rest_of, resume_scores, row_writer
 from cmgcli.streams import output
 from cmgcli.verdict import Limit, Tally, Verdict
@@ -76,7 +77,7 @@ def score_fitted(
     tally = Tally(keep=leaves.junit is not None or leaves.summary is not None, watch=watch)
     for row in done:
         tally.add(row)
-    work = TileWork()
+    work, told = TileWork(), Told(captions, fitted.detector.language.number)
     if ray:
         from cmgcli.engine_ray import score_on_ray
 
@@ -86,9 +87,9 @@ def score_fitted(
         found = score_files(fitted, files, captions, done=done, explain_all=leaves.explain_all, live=live, work=work, **extras)
     judged = bool(limits) or fail_on_drift or leaves.junit is not None or leaves.summary is not None  # the whole run, whoever reads its rows
     with output(leaves.rows, append=bool(done), lasting=judged) as stream, timed("scoring"):
-        _write(found, row_writer(stream, kind, header=not done, jsonl=leaves.jsonl), tally, leaves.rows)
-    if work.sentence:
-        say(work.sentence)
+        _write(found, row_writer(stream, kind, header=not done, jsonl=leaves.jsonl), tally, told, leaves.rows)
+    for sentence in filter(None, (work.sentence, *told.sentences)):
+        say(sentence)
     if watch is not None and watch.alarm is None:
         say(watch.sentence)
     if leaves.explain is not None and not leaves.explain_all and not tally.anomalies:
@@ -108,10 +109,42 @@ def load_model(file: Path, device: str | None, false_alarm: float | None = None)
     return model
 
 
-def _write(found: Iterable[Row], write: Callable[[Row], None], tally: Tally, out: Path | None) -> None:
+class Told:
+    """What is worth a line about the captions of a run: a caption file that names other files would go unnoticed."""
+
+    def __init__(self, captions: Mapping[Path, str] | None, known: Container[str]) -> None:
+        self.captions, self.known = captions, known
+        self.images = self.without = 0
+        self.strange: dict[str, int] = {}  # images by a caption that the model does not know
+
+    def add(self, row: Row) -> None:
+        """Look at one row."""
+        if self.captions is None or row.error:
+            return
+        self.images += 1
+        self.without += resolved(row.file) not in self.captions
+        if row.caption not in self.known:
+            self.strange[row.caption] = self.strange.get(row.caption, 0) + 1
+
+    @property
+    def sentences(self) -> Iterator[str]:
+        """A line for each thing to say."""
+        if self.without:
+            yield (
+                f"the caption file names no caption for {self.without} of {counted(self.images, 'image')}: each was judged by the "
+                "caption of the model that fits it best, which cannot tell a wrong part"
+            )
+        if self.strange:
+            first, others = next(iter(self.strange)), len(self.strange) - 1
+            more = f" and {counted(others, 'other caption')}" if others else ""
+            yield f"the model was not fitted on {first!r}{more} ({counted(sum(self.strange.values()), 'image')}): judged by the captions nearest in meaning"
+
+
+def _write(found: Iterable[Row], write: Callable[[Row], None], tally: Tally, told: Told, out: Path | None) -> None:
     try:
         for row in found:
             write(row)
+            told.add(row)
             before = tally.drifted
             tally.add(row)
             if tally.drifted and not before:

@@ -23,6 +23,7 @@ from cmgcli.rows import Row
 from cmgcli.tiles import stitch
 from cmgcli.view import View, look, look_nearer
 
+NEW_CAPTIONS = 1024  # held beside those of the model
 MAP_CALM, MAP_STRANGE = -1.5, 0.3  # the colour scale of anomaly maps, the same for every image; see `anomaly_map`
 
 
@@ -102,9 +103,12 @@ class Model:
             live: the paths come as they are made; see `loader.decoded`.
             maps: also compute anomaly maps.
         """
-        known: dict[str, Tensor] = dict(zip(self.detector.language.captions, self.detector.language.text, strict=True))
+        stored: dict[str, Tensor] = dict(zip(self.detector.language.captions, self.detector.language.text, strict=True))
+        known = stored.copy()
         for batch in decoded(paths, batch_size=self.detector.settings.images_at_once(batch_size), live=live):
             given = [(captions or {}).get(resolved(name)) for name, _ in batch]
+            if len(known) > len(stored) + NEW_CAPTIONS:  # each image of a long run may have one of its own
+                known = stored.copy()
             for caption in {c for c in given if c is not None and c not in known}:
                 known[caption] = self.encoder.encode_text([caption])[0].cpu()
             good = [i for i, (_, image) in enumerate(batch) if not isinstance(image, ImageError)]

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cmgcli.calibrate import chance_of_excess
+from cmgcli.calibrate import METHODS, chance_of_excess
 from cmgcli.charts import charts, stress_chart
 from cmgcli.errors import OutputError
 from cmgcli.files import write_whole
@@ -80,7 +80,7 @@ def verdict(result: Evaluation) -> str:
         start = "No threshold could be calibrated, so nothing is rejected:"
     else:
         start = "At the calibrated threshold,"
-    promised = "" if result.promised_false_alarm_rate is None else f"; promised: at most {percent(result.promised_false_alarm_rate)}"
+    promised = "" if result.promised_false_alarm_rate is None else f"; promised: {METHODS[result.calibration]} {percent(result.promised_false_alarm_rate)}"
     alarm, miss = result.false_alarm_rate, result.miss_rate
     return (
         f"{start} {_of(alarm, 'good')} rejected ({percent(alarm.value)}, 95\xa0% interval {interval(alarm)}{promised}) "

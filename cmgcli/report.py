@@ -134,6 +134,7 @@ class Evaluation:
     threshold: float | None  # infinite where nothing was calibrated; None where only the scores are known
     promised_false_alarm_rate: float | None
     calibration_images: int | None  # that the promise rests on
+    calibration: str | None  # how, of calibrate.METHODS
     false_alarm_rate: Rate
     miss_rate: Rate
     pixel_auroc: float | None

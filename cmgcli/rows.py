@@ -134,9 +134,8 @@ def read_scores(path: str | Path) -> tuple[Row, ...]:
     """
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            jsonl = file.read(1) == "{"
-            file.seek(0)
-            return tuple((_read_jsonl if jsonl else _read_csv)(file, path))
+            content = io.StringIO(file.read(), newline="")  # a pipe can be read once only
+        return tuple((_read_jsonl if content.getvalue().startswith("{") else _read_csv)(content, path))
     except OSError as error:
         raise DatasetError(f"{str(path)!r} cannot be read: {error.strerror}: {_REMEDY}") from error
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from cmgcli.calibrate import chance_of_excess
+from cmgcli.calibrate import METHODS, chance_of_excess
 from cmgcli.changes import STRENGTHS
 from cmgcli.report import Rate, percent
 
@@ -61,6 +61,7 @@ class Stress:
     anomalous: int
     promised: float | None  # None where nothing was
     calibrated: int  # images that the promise rests on
+    method: str  # how, of calibrate.METHODS
     untouched: Rates
     trials: tuple[Trial, ...]
 
@@ -92,8 +93,8 @@ class Stress:
             return "Nothing was promised, so no change can break it."
         found = self.first_break
         if found is None:
-            return f"No change breaks the promise of at most {percent(self.promised)} false alarms, as far as {untouched.total} good parts can tell."
-        counted = f"{found.rate.count} of {found.rate.total} good parts are rejected, promised: at most {percent(self.promised)}"
+            return f"No change breaks the promise of {METHODS[self.method]} {percent(self.promised)} false alarms, as far as {untouched.total} good parts can tell."
+        counted = f"{found.rate.count} of {found.rate.total} good parts are rejected, promised: {METHODS[self.method]} {percent(self.promised)}"
         if found.trial is None:
             return f"The promise is broken before anything changes: {counted}."
         name = found.trial.name[0].upper() + found.trial.name[1:]

@@ -80,6 +80,7 @@ def stress(
         anomalous=sum(bool(record.label) for record in sound),
         promised=calibration.promised_rate if len(calibration.scores) else None,
         calibrated=len(calibration.scores),
+        method=calibration.method,
         untouched=_rates(counts, *_AS_IS),
         trials=trials,
     )

@@ -37,4 +37,4 @@ def made_evaluation(count: int = 40, *, exhibits: int = 6, threshold: float | No
         image = rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)
         worst.offer(case, lambda case=case, image=image: exhibit(case, image, image[..., 0] / 255))
     broken = Case(Record("broken.png", Path("/line/broken.png"), "a gear", "test", 1), Row("broken.png", error="'<b>broken.png</b>': truncated"))
-    return evaluation_of([*cases, broken], worst, threshold=threshold, promised=promised, calibrated=99)
+    return evaluation_of([*cases, broken], worst, threshold=threshold, promised=promised, calibrated=99, method="split")

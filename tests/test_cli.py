@@ -41,7 +41,7 @@ def test_demo_fit_score_eval(tmp_path):
     rows = table(scored.out)
     assert tuple(rows[0]) == COLUMNS
     assert len(rows) == 24
-    assert scored.err == ""
+    assert scored.err.count("\n") == 1 and "not fitted on 'a photo of a red plastic bottle cap' (4 images)" in scored.err  # held out for the threshold
     gate = ("eval", "--model", model, "--images", line, "--labels", line / "metadata.csv", "--json", tmp_path / "e.json")
     evaluated = cmg(*gate, "--min-auroc", 0)
     assert evaluated.returncode == 0, evaluated.err
@@ -149,6 +149,18 @@ def test_resume_refuses_rows_of_another_model(small_line, model_file, tmp_path):
         out.write_bytes(content)
         wrong(cmg_here("score", "--model", model_file, "--false-alarm", 0.01, "-q", "--out", out, "--resume", *images), "--resume", "another --out")
         assert out.read_bytes() == content
+
+
+def test_a_caption_file_that_names_other_images_or_new_captions_is_said(small_line, model_file, tmp_path):
+    images = sorted((small_line / "images").glob("test*"))[:3]
+    for path in images:
+        shutil.copy(path, tmp_path / path.name)
+    (tmp_path / "captions.csv").write_text(f"file_name,text\n{images[0].name},a photo of a pink umbrella\n{images[1].name},a photo of a brass gear\n", encoding="utf-8")
+    command = ("score", "--model", model_file, "--captions")
+    run = cmg_here(*command, tmp_path / "captions.csv", *(tmp_path / path.name for path in images))
+    assert "no caption for 1 of 3 images" in run.err and "not fitted on 'a photo of a pink umbrella' (1 image)" in run.err
+    assert "no caption for 3 of 3 images" in cmg_here(*command, tmp_path / "captions.csv", *images).err
+    assert cmg_here(*command, small_line / "metadata.csv", *images).err == ""
 
 
 def test_jsonl_has_the_rows_of_the_csv(small_line, model_file, tmp_path):
@@ -396,7 +408,8 @@ def test_drift_is_said_when_it_is_seen_and_fails_the_gate(small_line, model_file
     assert calm.returncode == 0 and calm.err.endswith("cmg: no drift seen in 4 scores\n")
     run = cmg_here(*command, "--fail-on-drift", "--summary", tmp_path / "s.md", *good, strange)
     assert run.returncode == 1
-    said, failed = run.err.splitlines()
+    said, told, failed = run.err.splitlines()
+    assert "no caption for 60 of 64 images" in told
     assert said.startswith("cmg: the line has drifted") and str(strange) in said and failed.startswith("cmg: gate failed: the line has drifted")
     assert "The line has drifted" in (tmp_path / "s.md").read_text()
     assert cmg_here(*command, "--watch-drift", strange).returncode == 0

@@ -57,9 +57,12 @@ def test_other_promised_rates_are_told_by_the_p_values():
     values = [0.5, 0.04, 0.3, 0.2, 0.04, 0.02, 0.02, 0.9]
     cases = [made_case(i, i > 4, score=0.0) for i in range(1, 9)]
     cases = [replace(case, row=replace(case.row, p_value=value)) for case, value in zip(cases, values, strict=True)]
-    result = evaluation_of(cases, Worst(0), threshold=1.0, promised=0.05, calibrated=99)
+    result = evaluation_of(cases, Worst(0), threshold=1.0, promised=0.05, calibrated=60, method="split")
     found = {name: (choice.false_alarm_rate.count, choice.miss_rate.count) for name, choice in result.by_promised_rate.items()}
-    assert found == {"0.02": (0, 2), "0.05": (1, 1), "0.1": (1, 1), "0.2": (2, 1)}  # 0.01 is below all of them
+    assert found == {"0.02": (0, 2), "0.05": (1, 1), "0.1": (1, 1), "0.2": (2, 1)}  # 60 images cannot promise 0.01
+    quiet = [replace(case, row=replace(case.row, p_value=0.5)) for case in cases]
+    assert list(evaluation_of(quiet, Worst(0), threshold=1.0, promised=0.05, calibrated=10, method="split").by_promised_rate) == ["0.1", "0.2"]
+    assert evaluation_of(quiet, Worst(0), threshold=None, promised=None).by_promised_rate == {}
     assert result.as_dict()["by_promised_rate"]["0.2"]["false_alarm_rate"]["total"] == 4
     assert [str(cell) for cell in rate_table(result).columns[0].cells] == list(found)
     assert "By promised false-alarm rate" in render(Page("p", result, datetime(2026, 1, 1)))
@@ -176,7 +179,7 @@ def write_scores(path, table):
 def test_a_scores_file_gives_the_figures_of_its_model(result, scores_file, small_line):
     again = evaluate_scores(scores_file, small_line / "metadata.csv", exhibits=2)
     ours, theirs = again.as_dict(), result.as_dict()
-    for name in ("threshold", "promised_false_alarm_rate", "calibration_images", "pixel_auroc", "aupro"):
+    for name in ("threshold", "promised_false_alarm_rate", "calibration_images", "calibration", "pixel_auroc", "aupro"):
         assert ours.pop(name) is None
         theirs.pop(name)
     assert ours.pop("f1_max_threshold") == pytest.approx(theirs.pop("f1_max_threshold"), rel=1e-5)  # six digits in the file

@@ -90,6 +90,15 @@ def test_bad_scores_name_line_and_remedy(tmp_path, text, line, message):
     assert f"s.csv', line {line}: " in said and message in said and "\n" not in said
 
 
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="this system has no /dev/fd")
+def test_scores_come_through_a_pipe_too():
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w", encoding="utf-8") as stream:
+        rows.row_writer(stream)(Row("a.png", score=1.5, anomalous=0))
+    assert rows.read_scores(f"/dev/fd/{reader}") == (Row("a.png", score=1.5, anomalous=0),)
+    os.close(reader)
+
+
 def test_missing_scores_file(tmp_path):
     with pytest.raises(DatasetError, match="No such file"):
         rows.read_scores(tmp_path / "none.csv")

@@ -120,7 +120,7 @@ def made_stress(noise: tuple[int, ...] = (1, 2, 30, 55, 60), *, promised: float 
 
     calm, still = (untouched,) * 5, (20,) * 5
     trials = trial(0, calm, still), trial(2, calm, (20, 30, 40, 50, 50)), trial(3, noise, (15, 10, 5, 0, 0))
-    return Stress(110, 50, promised, 99, Rates(rate_of(untouched, 60), rate_of(20, 50)), trials)
+    return Stress(110, 50, promised, 99, "split", Rates(rate_of(untouched, 60), rate_of(20, 50)), trials)
 
 
 def test_the_sentence_names_what_breaks_first():
@@ -133,6 +133,7 @@ def test_the_sentence_names_what_breaks_first():
     assert said(made_stress((1, 1, 2, 2, 3))) == "No change breaks the promise of at most 1.0 % false alarms, as far as 60 good parts can tell."
     assert said(made_stress(promised=None)) == "Nothing was promised, so no change can break it."
     assert said(made_stress(untouched=20)).startswith("The promise is broken before anything changes: 20 of 60 good parts are rejected")
+    assert "promised: about 1.0 %" in said(replace(made_stress(), method="cross"))
     assert made_stress().blindness == "Most bad parts are hidden by blur: at 1 % of the side 50 of 50 are missed, 20 without it."
     assert made_stress().first_break.strength == 3
 
