@@ -15,7 +15,7 @@ import typer
 from cmgcli import needs
 from cmgcli import options as o
 from cmgcli import ranks
-from cmgcli.config import as_yaml
+from cmgcli.config import as_yaml, one_of
 from cmgcli.console import (
     SOME_UNREADABLE,
     detail,
@@ -131,6 +131,7 @@ def fit(
     """
     with reported():
         check_needs(context, needs.FIT)
+        captions, caption = one_of(context, "captions", "caption")
         options = given(
             captions=captions, caption=caption, encoder=encoder, false_alarm=false_alarm, calibration=calibration, cmer=cmer, cmle=cmle, adapt=adapt,
             adapt_steps=adapt_steps, relevance=relevance, keep=parse_keep(keep), latent_dim=latent_dim, projection=projection, epochs=epochs, neighbours=neighbours, ridge=ridge,

@@ -27,6 +27,13 @@ def adopt(context: typer.Context, path: Optional[Path]) -> Optional[Path]:
     return path
 
 
+def one_of(context: typer.Context, *names: str) -> list[Any]:
+    """The values of options that exclude each other; where one stands on the command line, those of the file give way to it."""
+    sources = [context.get_parameter_source(name) for name in names]
+    spoken = any(source is not None and source.name == "COMMANDLINE" for source in sources)
+    return [None if spoken and source is not None and source.name == "DEFAULT_MAP" else context.params[name] for name, source in zip(names, sources, strict=True)]
+
+
 def as_yaml(options: Mapping[str, Any]) -> str:
     """The options, one a line, for `--config` to read back; paths become text, None becomes null."""
     import yaml
@@ -50,7 +57,12 @@ def read_config(path: Path, allowed: set[str]) -> dict[str, Any]:
         raise SettingsError(f"config {path} cannot be read: {reason}; cmg fit --print-config prints such a file") from error
     if not isinstance(values, dict):
         raise SettingsError(f"config {path}: expected a mapping of option names to values, got {type(values).__name__}")
-    options = {str(key).replace("-", "_"): value for key, value in values.items()}
+    options: dict[str, Any] = {}
+    for spelled, value in values.items():
+        key = str(spelled).replace("-", "_")
+        if key in options:
+            raise SettingsError(f"config {path}: {key} is given twice: keep one of the two")
+        options[key] = value
     for key in options:
         if key not in allowed:
             near = difflib.get_close_matches(key, allowed, n=1)
@@ -62,6 +74,8 @@ def _checked(context: typer.Context, path: Path) -> dict[str, Any]:
     params = {param.name: param for param in context.command.params if param.name not in _NOT_IN_A_FILE}
     values = read_config(path, set(params))
     for name, value in values.items():
+        if isinstance(value, list | dict) or isinstance(value, bool) and not params[name].is_flag:
+            raise SettingsError(f"config {path}: {name}: expected a text or a number, YAML reads {value!r}; put a text in quotes")
         values[name] = value if isinstance(value, bool) else str(value)  # as the command line would give it
         try:
             params[name].process_value(context, values[name])

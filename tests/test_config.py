@@ -46,6 +46,16 @@ def test_the_command_line_wins_over_the_file(tmp_path):
     assert (options["false_alarm"], options["adapt"], options["batch_size"], options["latent_dim"]) == (0.2, True, 2, None)
 
 
+def test_captions_of_the_file_give_way_to_a_caption_on_the_command_line(tmp_path):
+    config = tmp_path / "cmg.yaml"
+    config.write_text("captions: c.csv\n")
+    options = yaml.safe_load(printed("--config", config, "--caption", "a nut"))
+    assert (options["captions"], options["caption"]) == (None, "a nut")
+    config.write_text("caption: a nut\n")
+    options = yaml.safe_load(printed("--config", config, "--captions", "c.csv"))
+    assert (options["captions"], options["caption"]) == ("c.csv", None)
+
+
 def test_a_fit_obeys_the_file(small_line, tmp_path):
     config = tmp_path / "cmg.yaml"
     config.write_text(f"images: {small_line}\ncaptions: {small_line / 'metadata.csv'}\nfalse-alarm: 0.2\nadapt: false\ncmle: false\n")
@@ -58,6 +68,9 @@ def test_a_fit_obeys_the_file(small_line, tmp_path):
     ("text", "words"),
     [
         ("false_alrm: 0.2", ("unknown key false_alrm; did you mean false_alarm?",)),
+        ("caption: no", ("caption: expected a text or a number", "False", "quotes")),
+        ("images: {a: b}", ("images: expected a text", "quotes")),
+        ("false-alarm: 0.1\nfalse_alarm: 0.2", ("false_alarm is given twice",)),
         ("print_config: true", ("unknown key print_config",)),
         ("false_alarm: lots", ("false_alarm: 'lots' cannot be used", "number")),
         ("adapt_steps: 0", ("adapt_steps: 0 cannot be used", "1")),
