@@ -64,6 +64,7 @@ def train_head(
     seed: int = 0,
     start: DefectHead | None = None,
     device: str = "cpu",
+    precision: str | None = None,
     validate: Callable[[DefectHead], float] | None = None,
     snapshot: Path | None = None,
     snapshot_key: str = "",
@@ -78,6 +79,7 @@ def train_head(
         sample: gives crops of one normal image; see `draw_crops`.
         steps: the most gradient steps, each on at least ``batch`` crops.
         start: a head to go on from, which is changed; None starts from random weights.
+        precision: of the convolutions, float32 or bfloat16; None: bfloat16 where it is fast.
         validate: AUROC of a head on held-out images, called every 200 steps. When it no longer rises, the learning rate
             begins its descent at once, so that ``steps`` is a ceiling.
         snapshot: a file that holds the state after each check, and from which a training broken off with the same
@@ -87,6 +89,7 @@ def train_head(
     torch.manual_seed(seed)
     head = (DefectHead() if start is None else start).to(device).requires_grad_(True).train()
     optimizer = _optimizer(head, learning_rate)
+    bfloat16 = fast_bfloat16(device) if precision is None else precision == "bfloat16"
     descent = round(steps * DECAY)
     course = Course(decay_from=steps - descent)
     if snapshot is not None:
@@ -97,7 +100,7 @@ def train_head(
             break
         loss = float("nan")
         if ranks.leads():
-            loss = _step(head, optimizer, *(tensor.to(device) for tensor in crops), learning_rate=learning_rate * _rate(course, steps, end))
+            loss = _step(head, optimizer, *(tensor.to(device) for tensor in crops), learning_rate=learning_rate * _rate(course, steps, end), bfloat16=bfloat16)
         course = course.after(loss)
         if course.step % CHECKS == 0 and course.step < end:
             if validate is not None:
@@ -112,12 +115,11 @@ def train_head(
     return head.eval().requires_grad_(False)
 
 
-def _step(head: DefectHead, optimizer: torch.optim.Optimizer, pixels: Tensor, target: Tensor, counts: Tensor, *, learning_rate: float) -> float:
+def _step(head: DefectHead, optimizer: torch.optim.Optimizer, pixels: Tensor, target: Tensor, counts: Tensor, *, learning_rate: float, bfloat16: bool) -> float:
     """One gradient step on what `_batch` gives; the loss before it."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-    device = pixels.device.type
-    with torch.autocast(device, torch.bfloat16, enabled=fast_bfloat16(device)):
+    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bfloat16):
         logits = head(pixels)
     loss = _loss(logits.float(), target, counts)
     optimizer.zero_grad(set_to_none=True)

@@ -130,6 +130,8 @@ class _Group:
             features, points, origins = features[novel], points[novel], origins[novel]
             if not len(points):
                 return
+        else:
+            features = features.clone()  # a few rows of a whole batch, which would stay with them
         self.features.append(features)
         self.points.append(points)
         self.origins.append(origins)

@@ -243,6 +243,8 @@ def load_encoder(name: str = "builtin", *, device: str = "auto", precision: str 
         EncoderError: the name is unknown, or the weights are missing or damaged; it names the remedy.
     """
     device = choose_device(device)
+    if device == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # of float32 it would leave 10 bits, on some cards; a model scores alike on all
     if name == "builtin":
         return _load_builtin(device, precision)
     clip = load_clip(name)

@@ -236,6 +236,7 @@ def _adapt(looks: Looks, parts: Split, places: Sequence[Sequence[Place]], snapsh
         seed=settings.seed,
         start=load_head(),
         device=looks.encoder.device.type,
+        precision=settings.precision,
         validate=drawn_auroc(looks, parts.tune) if len(parts.tune) >= FEWEST_TO_TUNE else None,
         snapshot=snapshot,
         snapshot_key=_key(chosen, settings),

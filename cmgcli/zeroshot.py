@@ -186,7 +186,7 @@ def zero_shot(
     flat = Blend(np.zeros(3), np.ones(3), np.ones(3) / 3)
     scorer = ZeroShot(tower, head, states_of(tower, tuple(dict.fromkeys(caption_of.values()))), caption_of, {}, flat, np.array([[0.0, 1.0, 0.5]] * 2))
     chosen = _sample(caption_of, references, np.random.default_rng(seed))
-    scorer = replace(scorer, references={text: _held(scorer, names, batch_size) for text, names in chosen.items()})
+    scorer = replace(scorer, references={text: _held(scorer, chosen.get(text, ()), batch_size) for text in scorer.states.captions})
     held = sum(len(found.names) for found in scorer.references.values())
     if held < len(caption_of):
         logger.info("%d of the %d images are the sample that each is compared with", held, len(caption_of))
@@ -202,12 +202,16 @@ def _held(scorer: ZeroShot, names: Sequence[Path], batch_size: int) -> Reference
 
 
 def _sample(caption_of: Mapping[Path, str], most: int, rng: np.random.Generator) -> dict[str, list[Path]]:
-    """A random sample of the images of each caption, in their order; the captions share evenly, at least two images each."""
+    """A random sample of the images of each caption, in their order; the captions share evenly, at least two images each.
+
+    None of a caption that one image has, which has nothing to be compared with, and of the rarest where two of each are too many.
+    """
     groups: dict[str, list[Path]] = {}
     for path, text in caption_of.items():
         groups.setdefault(text, []).append(path)
-    share = max(2, most // len(groups))
-    return {text: [names[i] for i in np.sort(rng.permutation(len(names))[:share])] for text, names in groups.items()}
+    alike = sorted((text for text in groups if len(groups[text]) > 1), key=lambda text: -len(groups[text]))[: most // 2]
+    share = max(2, most // max(1, len(alike)))
+    return {text: [groups[text][i] for i in np.sort(rng.permutation(len(groups[text]))[:share])] for text in groups if text in alike}
 
 
 def _weighed(scorer: ZeroShot, batch_size: int, rng: np.random.Generator) -> ZeroShot:
@@ -216,7 +220,8 @@ def _weighed(scorer: ZeroShot, batch_size: int, rng: np.random.Generator) -> Zer
     Most images of a run are taken to be good. Captions with a single image say nothing of how alike images are, and are left
     out where others do.
     """
-    groups = [found.names for found in scorer.references.values() if len(found.names) > 1] or [found.names for found in scorer.references.values()]
+    compared = [found.names for found in scorer.references.values() if len(found.names) > 1]
+    groups = compared or [tuple(scorer.caption_of)]
     names = [name for turn in zip_longest(*groups) for name in turn if name is not None][:WEIGHED]
     normal, peaks, drawn, wrong = [], [], [], []
     for name, view, _ in scorer.looked(names, batch_size):
@@ -228,7 +233,7 @@ def _weighed(scorer: ZeroShot, batch_size: int, rng: np.random.Generator) -> Zer
         peaks.append((parts.patch_map.max(), parts.head_map.max()))
         broken = defects.draw(view.image, rng, allowed=patch_mask_to(view.keep, *view.image.shape[:2]), strength=float(rng.random() ** 0.5))
         drawn.append(scorer.judge(scorer.look([broken.image], [caption])[0], caption, name).values)
-        others = [text for text, found in scorer.references.items() if text != caption and found.names]
+        others = [text for text, found in scorer.references.items() if text != caption and (found.names or not compared)]
         if others:
             other = others[int(rng.integers(len(others)))]
             wrong.append(scorer.judge(scorer.look([view.image], [other])[0], other, name).values)

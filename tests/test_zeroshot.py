@@ -173,6 +173,18 @@ def test_the_sample_has_a_bound(batch):
     assert all(np.isfinite(inspection.row.score) for inspection in scorer.inspect(paths))
 
 
+@pytest.mark.parametrize(("captions", "held"), [(10, 0), (5, 4), (1, 4)])
+def test_the_bound_holds_for_many_captions_too(batch, captions, held):
+    """An image with a caption of its own has nothing to be compared with, so nothing is held of it."""
+    paths = sorted(batch.iterdir())
+    scorer = zero_shot(paths, {path.resolve(): f"a photo of part {i % captions}" for i, path in enumerate(paths)}, device="cpu", references=4)
+    assert sum(len(found.names) for found in scorer.references.values()) == held
+    rows = [inspection.row for inspection in scorer.inspect(paths)]
+    assert all(np.isfinite(row.score) for row in rows)
+    assert all((row.patch_score is None) is (captions == 10) for row in rows if held == 0 or captions == 1)
+    assert scorer.blend.location[0] != 0  # the parts are standardised, whatever is held
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
