@@ -28,10 +28,12 @@ class DriftWatch:
     After the alarm nothing is taken in: the question is answered.
     """
 
-    def __init__(self, calibration: Iterable[float], *, false_alarm: float = FALSE_ALARM, seed: int = 0) -> None:
+    def __init__(self, calibration: Iterable[float], *, exact: bool = True, false_alarm: float = FALSE_ALARM, seed: int = 0) -> None:
         """
         Args:
             calibration: scores of normal images that the model was not fitted on.
+            exact: they are scored by the very model that scores the stream. Those of a cross-fitted threshold are not, so that nothing is
+                promised of the alarm.
             false_alarm: probability of an alarm, ever, while nothing changes.
             seed: of the ranks among ties.
         Raises:
@@ -40,7 +42,7 @@ class DriftWatch:
         self._known = sorted(float(score) for score in calibration)
         if len(self._known) < _FEWEST:
             raise SettingsError(f"watching for drift needs at least {_FEWEST} calibration images, the model has {len(self._known)}; fit on more images")
-        self._false_alarm = false_alarm
+        self._exact, self._false_alarm = exact, false_alarm
         self._rng = np.random.default_rng(seed)
         self._stakes = np.full(len(_BETS), 1 / len(_BETS))
         self.scores = 0
@@ -71,7 +73,7 @@ class DriftWatch:
             return f"too few to say whether the line has drifted: {counted(self.scores, 'score')}, it takes {_FEWEST}"
         if self.alarm is None:
             return f"no drift seen in {counted(self.scores, 'score')}"
-        return (
-            f"the line has drifted: seen at score {self.alarm} of this run; camera, light or product are not those of the fit "
-            f"(such an alarm is false in at most {self._false_alarm:.0%} of runs)"
-        )
+        promise = f"such an alarm is false in at most {self._false_alarm:.0%} of runs"
+        if not self._exact:
+            promise = "how often such an alarm is false is not known of a cross-fitted model; --calibration split promises it"
+        return f"the line has drifted: seen at score {self.alarm} of this run; camera, light or product are not those of the fit ({promise})"

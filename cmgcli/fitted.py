@@ -73,10 +73,13 @@ def score_fitted(
 
     check_judged_alike(fitted, done)
 
-    watch = DriftWatch(fitted.detector.calibration.scores) if watch_drift or fail_on_drift else None
+    calibration = fitted.detector.calibration
+    watch = DriftWatch(calibration.scores, exact=calibration.method == "split") if watch_drift or fail_on_drift else None
     tally = Tally(keep=leaves.junit is not None or leaves.summary is not None, watch=watch)
     for row in done:
         tally.add(row)
+    if tally.drifted:
+        fail(watch.sentence)
     work, told = TileWork(), Told(captions, fitted.detector.language.number)
     if ray:
         from cmgcli.engine_ray import score_on_ray

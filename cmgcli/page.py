@@ -18,7 +18,7 @@ from cmgcli.calibrate import METHODS, chance_of_excess
 from cmgcli.charts import charts, stress_chart
 from cmgcli.errors import OutputError
 from cmgcli.files import write_whole
-from cmgcli.report import Evaluation, Gate, Group, Rate, percent
+from cmgcli.report import Evaluation, Gate, Group, Rate, gain, percent
 from cmgcli.stress import Stress
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def render(page: Page) -> str:
         left_out=max(0, len(result.by_caption) - MOST_GROUPS),
         outlined=any(shown.image and shown.case.record.mask for shown in result.worst_misses),
         unreadable=[case for case in result.cases if case.row.error],
-        gains={name: row.image_auroc / page.ablation["baseline"].image_auroc - 1 for name, row in page.ablation.items()},
+        gains={name: gain(row, page.ablation["baseline"]) for name, row in page.ablation.items()},
     )
 
 

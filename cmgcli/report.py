@@ -300,8 +300,12 @@ def _with_interval(value: float, interval: tuple[float, float]) -> str:
     return f"{value:.4f} [{interval[0]:.4f}, {interval[1]:.4f}]"
 
 
+def gain(result: Evaluation, baseline: Evaluation) -> str:
+    """The relative gain of the image AUROC over a baseline, `+1.20%`; empty where the baseline has none."""
+    return f"{result.image_auroc / baseline.image_auroc - 1:+.2%}" if baseline.image_auroc else ""
+
+
 def ablation_table(results: Mapping[str, Evaluation], paper_gain: float) -> "Table":
     """Image AUROC of each variant with its gain over the one called baseline, beside the paper's gain."""
-    base = results["baseline"].image_auroc
-    gains = {name: f"{row.image_auroc:.4f} ({row.image_auroc / base - 1:+.2%})" for name, row in results.items()}
+    gains = {name: f"{row.image_auroc:.4f} ({gain(row, results['baseline']) or '-'})" for name, row in results.items()}
     return metrics_table(gains | {"gain in the paper": f"({paper_gain:+.2%})"}, title="ablation: image AUROC (gain over the baseline)")

@@ -412,4 +412,5 @@ def test_drift_is_said_when_it_is_seen_and_fails_the_gate(small_line, model_file
     assert "no caption for 60 of 64 images" in told
     assert said.startswith("cmg: the line has drifted") and str(strange) in said and failed.startswith("cmg: gate failed: the line has drifted")
     assert "The line has drifted" in (tmp_path / "s.md").read_text()
+    assert "cmg: the line has drifted" in cmg_here(*command, "--fail-on-drift", "--resume", *good, strange).err  # all of it was done before
     assert cmg_here(*command, "--watch-drift", strange).returncode == 0

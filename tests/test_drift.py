@@ -42,6 +42,11 @@ def test_after_the_alarm_nothing_more_is_taken_in():
     assert f"seen at score {watch.alarm} " in watch.sentence and "at most 1% of runs" in watch.sentence
 
 
+def test_of_a_cross_fitted_model_the_alarm_promises_nothing():
+    sentence = watched(np.arange(40.0), [100.0] * 200, exact=False).sentence
+    assert "seen at score" in sentence and "at most" not in sentence and "--calibration split" in sentence
+
+
 def test_a_stream_without_an_alarm_says_whether_it_was_long_enough():
     calm = np.random.default_rng(0).permutation(40.0 * np.arange(19) / 19)
     assert watched(np.arange(40.0), calm).sentence == "too few to say whether the line has drifted: 19 scores, it takes 20"

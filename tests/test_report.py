@@ -58,3 +58,10 @@ def test_gates_say_what_failed():
     assert gates[2].failure == f"miss rate {result.miss_rate.value:.4f} is above 0"
     (gate,) = report.gates(result, min_auroc=0.999)
     assert gate.failure == f"image AUROC {result.image_auroc:.4f} is below 0.999"
+
+
+def test_a_gain_over_nothing_is_none():
+    result = made_evaluation()
+    none = replace(result, image_auroc=0.0)
+    assert report.gain(replace(result, image_auroc=0.75), replace(result, image_auroc=0.5)) == "+50.00%" and report.gain(result, none) == ""
+    assert "0.0000 (-)" in [str(cell) for cell in report.ablation_table({"baseline": none}, 0.1).columns[1].cells]
