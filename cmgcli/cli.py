@@ -286,6 +286,8 @@ def mask(
         )  # fmt: skip
         make_directory(out, "--out", read=(images,))
         must_be_writable({"--out": out / "summary.csv", "--contact-sheet": contact_sheet}, read=(captions, images))
+        if contact_sheet is not None and contact_sheet.suffix.lower() != ".png":
+            raise SettingsError(f"--contact-sheet writes a PNG file, and {contact_sheet} is not named as one; end its name with .png")
         with timed("importing torch"):
             from cmgcli import masking, pipeline
 

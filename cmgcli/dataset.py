@@ -1,6 +1,7 @@
 """Read which image has which caption: a caption file, `NAME.txt` beside `NAME.png`, or the MVTec AD folder layout."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ def read_dataset(images: Path, captions: Path | None = None, *, caption: str | N
     and `text` (or `caption`), and optionally `split`, `label`, `defect` and `mask`. Its paths are relative to
     `images`, else to its own folder. Without it the folder speaks: a caption is `caption` for every image, else
     `NAME.txt` beside the image, else, in the MVTec AD layout (`train/good`, `test/<defect>`,
-    `ground_truth/<defect>/NAME_mask.png`), the folder's name in words; that layout also gives split, label, defect
+    `ground_truth/<defect>/NAME_mask.png` or `NAME.png`), the folder's name in words; that layout also gives split, label, defect
     and mask.
 
     `allow_missing` leaves out images without a caption and captions without an image instead of refusing them.
@@ -117,15 +118,15 @@ def _of_split(records: Iterable[Record], split: str) -> tuple[Record, ...]:
     return records
 
 
-def read_lines(captions: Path, images: Path, *, need_masks: bool = True) -> Iterator[Line]:
+def read_lines(captions: Path, images: Path, *, need_masks: bool = True, need_text: bool = True) -> Iterator[Line]:
     """The lines of a caption file (see `read_dataset`), each checked by itself; its image need not be there.
 
-    `need_masks` refuses a mask that is not there; else such a record has none.
+    `need_masks` refuses a mask that is not there; else such a record has none. `need_text` refuses a line without a caption.
     """
     roots = images.resolve(), captions.resolve().parent
-    for number, row in sheet_rows(captions):
+    for number, row in sheet_rows(captions, need_text=need_text):
         where = f"{str(captions)!r}, line {number}"
-        yield Line(number, where, _record(row, roots, where, need_masks))
+        yield Line(number, where, _record(row, roots, where, need_masks, need_text))
 
 
 def _distinct_lines(captions: Path, images: Path, *, need_masks: bool = True) -> Iterator[Line]:
@@ -183,18 +184,18 @@ def _names_in(images: Path) -> list[str]:
     return [name.as_posix() for name in names if _MASK_FOLDERS.isdisjoint(name.parts[:-1])]
 
 
-def _record(row: dict[str, str], roots: tuple[Path, Path], where: str, need_mask: bool) -> Record:
+def _record(row: dict[str, str], roots: tuple[Path, Path], where: str, need_mask: bool, need_text: bool) -> Record:
     """Check one row; `where` begins its messages."""
     text, split, label = row["text"].strip(), row["split"].strip(), row["label"].strip()
     if not row["file_name"]:
         raise DatasetError(f"{where}: the file name is empty: name an image")
-    if not text:
+    if not text and need_text:
         raise DatasetError(f"{where}: the text of {row['file_name']!r} is empty: describe what the image shows")
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise DatasetError(f"{where}: the text {text!r} is no Unicode: half a character, as \\ud800 is, needs its other half")
     if split not in ("", "train", "test"):
         raise DatasetError(f"{where}: split is {split!r}: expected 'train', 'test' or nothing")
-    if label and not (label.isascii() and label.isdigit() and len(label) < 10):
+    if label and not re.fullmatch(r"\d{1,9}(\.0+)?", label, flags=re.ASCII):
         raise DatasetError(f"{where}: label is {label!r}: expected 0 (normal), 1 (anomalous), a level of severity above, or nothing")
     mask = _resolve(row["mask"], roots, where) if row["mask"] else None
     if mask is not None and not mask.is_file():
@@ -206,7 +207,7 @@ def _record(row: dict[str, str], roots: tuple[Path, Path], where: str, need_mask
         path=_resolve(row["file_name"], roots, where),
         text=text,
         split=split,
-        label=int(label) if label else None,
+        label=int(label.partition(".")[0]) if label else None,
         defect=row["defect"].strip(),
         mask=mask,
     )
@@ -274,7 +275,8 @@ def _folder_record(root: Path, name: str, text: str, mvtec: bool) -> Record:
     split, kind, *below = Path(name).parts
     if not below:  # in no folder that names its defect
         return Record(name, resolved(path), text, split)
-    mask = root / "ground_truth" / kind / f"{path.stem}_mask.png"
+    masks = root / "ground_truth" / kind
+    mask = next(filter(os.path.isfile, (masks / f"{path.stem}_mask.png", masks / f"{path.stem}.png")), None)
     return Record(
         file_name=name,
         path=resolved(path),
@@ -282,5 +284,5 @@ def _folder_record(root: Path, name: str, text: str, mvtec: bool) -> Record:
         split=split,
         label=int(kind != "good"),
         defect="" if kind == "good" else kind,
-        mask=resolved(mask) if os.path.isfile(mask) else None,
+        mask=None if mask is None else resolved(mask),
     )

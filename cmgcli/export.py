@@ -52,8 +52,8 @@ def export_onnx(model: Model, path: Path, *, size: tuple[int, int]) -> None:
         SettingsError: the model has a part that the graph cannot, or an extra is not installed.
         OutputError: the file cannot be written.
     """
-    onnx = _onnx()
     graph = Inspector(model, size)
+    onnx = _onnx()
     example = (torch.zeros(*size, 3, dtype=torch.uint8), torch.zeros((), dtype=torch.int64))
     names = {"input_names": ["image", "caption"], "output_names": ["score", "threshold", "map"]}
     with tempfile.TemporaryDirectory() as folder, _quiet(), torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import typer
@@ -21,6 +22,7 @@ def publish(content: Page, json_file: Path | None, report_file: Path | None) -> 
         _print_tables(content)
     if json_file is not None:
         figures = content.result.as_dict() | {"ablation": {name: row.as_dict() for name, row in content.ablation.items()}}
+        figures["gates"] = [asdict(gate) | {"passed": gate.passed} for gate in content.gates]
         figures["stress"] = None if content.stress is None else content.stress.as_dict()
         with output(json_file) as stream:
             json.dump(figures, stream, indent=2, allow_nan=False, default=str)

@@ -4,7 +4,7 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePath
 
@@ -61,9 +61,9 @@ def evaluate_scores(
         if label.record.path not in test:
             continue
         if label.record.path in partners:
-            mask = label.record.mask
+            row, mask = partners[label.record.path], label.record.mask
             area = None if mask is None else float(read_mask(mask).mean())
-            cases.append(Case(label.record, partners[label.record.path], area))
+            cases.append(Case(replace(label.record, text=label.record.text or row.caption), row, area))
         else:
             _leave_out(f"{label.where}: {label.record.file_name!r} has no row in {str(scores)!r}: score it too", allow_missing)
     labelled([case.record for case in cases], labels or images)
@@ -81,7 +81,7 @@ def _read_labels(labels: Path | str | None, images: Path | str | None) -> tuple[
         return tuple(Label(record, str(images)) for record in read_dataset(Path(images)).records)
     labels = Path(labels)
     found: dict[Path, Label] = {}
-    for _, where, record in read_lines(labels, labels.parent if images is None else Path(images), need_masks=False):
+    for _, where, record in read_lines(labels, labels.parent if images is None else Path(images), need_masks=False, need_text=False):
         if record.path in found:
             raise DatasetError(f"{where}: {record.file_name!r} is also in {found[record.path].where}: keep one of the two")
         found[record.path] = Label(record, where)

@@ -4,7 +4,7 @@ import csv
 import difflib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cmgcli.errors import DatasetError
@@ -14,10 +14,10 @@ _NAMES = {"file_name": "image", "text": "caption"}  # required columns, and the 
 _OPTIONAL = ("split", "label", "defect", "mask")
 
 
-def sheet_rows(captions: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def sheet_rows(captions: Path, *, need_text: bool = True) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and values (all known columns, '' where there is none) of each row of a caption file in UTF-8.
 
-    The ending of its name tells TSV (.tsv, .tab) and JSON Lines (.jsonl, .ndjson, .json) from CSV.
+    The ending of its name tells TSV (.tsv, .tab) and JSON Lines (.jsonl, .ndjson, .json) from CSV. `need_text` asks for a column `text`.
 
     Raises DatasetError, in one line with file, line number and remedy.
     """
@@ -32,13 +32,14 @@ def sheet_rows(captions: Path) -> Iterator[tuple[int, dict[str, str]]]:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DatasetError(f"{str(captions)!r}, line {line}: the text is not UTF-8: save the file as UTF-8") from error
+    needed = _NAMES if need_text else {"file_name": _NAMES["file_name"]}
     suffix = captions.suffix.lower()
     if suffix in (".jsonl", ".ndjson", ".json"):
-        return _json_rows(text, captions)
-    return _table_rows(text, "\t" if suffix in (".tsv", ".tab") else ",", captions)
+        return _json_rows(text, captions, needed)
+    return _table_rows(text, "\t" if suffix in (".tsv", ".tab") else ",", captions, needed)
 
 
-def _table_rows(text: str, delimiter: str, captions: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def _table_rows(text: str, delimiter: str, captions: Path, needed: Mapping[str, str]) -> Iterator[tuple[int, dict[str, str]]]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
     line = 1  # where the next row begins; one in quotes may span several lines
@@ -49,7 +50,10 @@ def _table_rows(text: str, delimiter: str, captions: Path) -> Iterator[tuple[int
                 pass
             elif not header:
                 header = [cell.strip() for cell in cells]
-                _require_columns(header, where)
+                _require_columns(header, where, needed)
+                for name in {*_NAMES, *_NAMES.values(), *_OPTIONAL}:
+                    if header.count(name) > 1:
+                        raise DatasetError(f"{where}: there are {header.count(name)} columns {name!r}: keep one of them")
             elif len(cells) > len(header):
                 raise DatasetError(
                     f"{where}: {counted(len(cells), 'cell')} for {counted(len(header), 'column')}: "
@@ -63,7 +67,7 @@ def _table_rows(text: str, delimiter: str, captions: Path) -> Iterator[tuple[int
         raise DatasetError(f"{where}: {error}: close the quotes, and double those inside") from error
 
 
-def _json_rows(text: str, captions: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def _json_rows(text: str, captions: Path, needed: Mapping[str, str]) -> Iterator[tuple[int, dict[str, str]]]:
     for line, content in enumerate(text.split("\n"), start=1):
         if not content.strip():
             continue
@@ -75,8 +79,10 @@ def _json_rows(text: str, captions: Path) -> Iterator[tuple[int, dict[str, str]]
             raise DatasetError(f"{where}: not valid JSON: write one object a line, as {example}") from error
         if not isinstance(values, dict):
             raise DatasetError(f"{where}: expected an object on each line, as {example}, got {type(values).__name__}")
-        _require_columns(list(values), where)
+        _require_columns(list(values), where, needed)
         row = _known(values)
+        if isinstance(row["label"], bool) or isinstance(row["label"], float) and row["label"].is_integer():  # as pandas writes them
+            row["label"] = int(row["label"])
         for name, value in row.items():
             if isinstance(value, bool) or not isinstance(value, str | int):
                 raise DatasetError(f"{where}: {name} is {value!r}: expected a text or an integer")
@@ -90,8 +96,8 @@ def _known(values: dict) -> dict:
     return {name: "" if value is None else value for name, value in row.items()}
 
 
-def _require_columns(found: list[str], where: str) -> None:
-    for name, alias in _NAMES.items():
+def _require_columns(found: list[str], where: str, needed: Mapping[str, str]) -> None:
+    for name, alias in needed.items():
         if name in found or alias in found:
             continue
         taken = {*_NAMES, *_NAMES.values(), *_OPTIONAL}

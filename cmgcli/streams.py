@@ -173,6 +173,8 @@ def must_be_writable(files: Mapping[str, Path | None], *, read: Iterable[Path | 
 
 
 def _check_place(path: Path, option: str) -> None:
+    if str(path) == "-":
+        raise OutputError(f"cannot write '-': it stands for standard input; name a file for {option}, such as /dev/stdout")
     if not resolved(path).parent.is_dir():
         raise OutputError(f"cannot write {path}: the directory {path.parent} does not exist; make it or choose another {option}")
     if path.is_dir():

@@ -51,6 +51,8 @@ def test_demo_fit_score_eval(tmp_path):
     failed = cmg(*gate, "--max-miss", 0)
     assert failed.returncode == 1
     assert "gate failed: miss rate" in failed.err
+    (judged,) = json.loads((tmp_path / "e.json").read_text())["gates"]
+    assert judged["figure"] == "miss rate" and judged["limit"] == 0 and judged["passed"] is False
 
 
 def test_what_demo_says_next_is_what_a_shell_takes(tmp_path):

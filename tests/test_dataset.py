@@ -105,7 +105,9 @@ def test_paths_beside_the_caption_file(parts, tmp_path):
         ('["a.png", "nut"]\n', 1, "expected an object"),
         ('{"file_name": "a.png", "txt": "nut"}\n', 1, "rename 'txt' to 'text'"),
         ('{"file_name": "a.png", "text": ["nut"]}\n', 1, "text is ['nut']: expected a text"),
-        ('{"file_name": "a.png", "text": "nut", "label": true}\n', 1, "label is True"),
+        ('{"file_name": "a.png", "text": "nut", "label": NaN}\n', 1, "label is nan"),
+        ('{"file_name": "a.png", "text": true}\n', 1, "text is True"),
+        ("file_name,text,text\na.png,nut,bolt\n", 1, "2 columns 'text': keep one"),
         ('{"file_name": "\\ud800.png", "text": "nut"}\n', 1, "usable file name"),
     ],
 )
@@ -182,17 +184,25 @@ def test_captions_beside_their_images(parts):
             read_dataset(parts, allow_missing=True)
 
 
+@pytest.mark.parametrize("labels", [("1", "0"), ("1.0", "0.00")])
+def test_labels_as_other_programs_write_them(parts, tmp_path, labels):
+    text = f"file_name,text,label\na.png,nut,{labels[0]}\nb.png,nut,{labels[1]}\nsub/c.png,nut,\n"
+    assert [record.label for record in read_dataset(parts, write(tmp_path / "x.csv", text)).records] == [1, 0, None]
+    text = "".join(f'{{"file_name": "{name}", "text": "nut", "label": {label}}}\n' for name, label in zip(("a.png", "b.png", "sub/c.png"), ("true", "0.0", "null")))
+    assert [record.label for record in read_dataset(parts, write(tmp_path / "x.jsonl", text)).records] == [1, 0, None]
+
+
 def test_mvtec_layout(tmp_path):
     root = tmp_path / "metal_nut"
     names = ("train/good/0.png", "test/good/0.png", "test/bent/10.png", "test/bent/9.png")
-    touch(root, *names, "ground_truth/bent/10_mask.png")
+    touch(root, *names, "ground_truth/bent/10_mask.png", "ground_truth/bent/9.png", "ground_truth/bent/10.png")
     records = read_dataset(root).records
     assert {record.text for record in records} == {"metal nut"}
     assert [(r.file_name, r.split, r.label, r.defect) for r in records] == [
         ("test/bent/9.png", "test", 1, "bent"), ("test/bent/10.png", "test", 1, "bent"),
         ("test/good/0.png", "test", 0, ""), ("train/good/0.png", "train", 0, ""),
     ]  # fmt: skip
-    assert [record.mask for record in records] == [None, (root / "ground_truth/bent/10_mask.png").resolve(), None, None]
+    assert [record.mask for record in records] == [*((root / "ground_truth/bent" / name).resolve() for name in ("9.png", "10_mask.png")), None, None]
     assert dataset.training_records(records) == records[3:] and dataset.test_records(records) == records[:3]
     assert read_dataset(root, caption="a nut").records[0].text == "a nut"
     touch(root, "test/loose.png")

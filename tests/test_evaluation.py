@@ -218,6 +218,14 @@ def test_a_folder_layout_needs_no_labels_file(tmp_path):
     assert result.image_auroc == 1 and result.miss_rate.value == 1 and list(result.by_defect) == ["crack"]
 
 
+def test_labels_of_a_scores_file_need_no_captions(result, scores_file, small_line, tmp_path):
+    with open(small_line / "metadata.csv", newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    (tmp_path / "labels.csv").write_text("file_name,label\n" + "".join(f"{row['file_name']},{row['label']}\n" for row in rows), encoding="utf-8")
+    again = evaluate_scores(scores_file, tmp_path / "labels.csv", small_line)
+    assert again.image_auroc == result.image_auroc and again.by_caption.keys() == result.by_caption.keys()
+
+
 def test_neither_labels_nor_images_is_refused(scores_file):
     with pytest.raises(SettingsError, match="--labels FILE"):
         evaluate_scores(scores_file)

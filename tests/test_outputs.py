@@ -67,6 +67,12 @@ def test_two_options_do_not_write_one_file(place, command, one, other):
     assert not (place / "new").exists()
 
 
+def test_a_file_has_a_name_that_says_what_it_is(place):
+    wrong(cmg_here(*PLAIN.split(), "--out", "-"), "--out", "standard input")
+    wrong(cmg_here(*EVAL.split(), "--scores", "scores.csv", "--json", "-"), "--json", "standard input")
+    wrong(cmg_here("mask", "--images", "line", "--captions", "captions.csv", "--out", "masks", "--contact-sheet", "sheet.jpg"), "--contact-sheet", ".png")
+
+
 def test_a_contact_sheet_does_not_lie_among_the_images_nor_on_the_summary(place):
     masks = "mask", "--images", "line", "--captions", "captions.csv", "--out", "masks", "--contact-sheet"
     wrong(cmg_here(*masks, "line/sheet.png"), "it lies in line", "the next run would read it")
