@@ -139,20 +139,12 @@ def fast(dense: Tensor, text: Tensor) -> Tensor:
     return torch.einsum("bpd,bd->bp", dense, text) / (norm * dense.shape[1])
 
 
-def first_order(worth: Tensor, grid: tuple[int, int], *, window: int = 3) -> Tensor:
-    """Relevance (B, P): `occlusion` at a stride of one, the drop of each window taken to first order, as the sum over its patches.
+def over_windows(worth: Tensor, grid: tuple[int, int], window: int = 3) -> Tensor:
+    """The mean (B, P) over all windows, in patches and at most the grid, that hide a patch, of what their patches (B, P) are worth together.
 
-    For any tower that can weigh its patches, at the cost of one backward pass.
-
-    Args:
-        worth: (B, P) derivative of the match by the logarithm of how often a patch counts; see `Encoder.encode_with_worth`.
-        window: in patches, at most the grid.
+    Of the derivative that `Encoder.encode_with_worth` gives it makes a relevance: `occlusion` at a stride of one, the drop of each window
+    taken to first order, for any tower that can weigh its patches, at the cost of one backward pass.
     """
-    return over_windows(worth, grid, window)
-
-
-def over_windows(worth: Tensor, grid: tuple[int, int], window: int) -> Tensor:
-    """The mean (B, P) over all windows that hide a patch of what their patches (B, P) are worth together."""
     kernel = worth.new_ones(1, 1, min(window, grid[0]), min(window, grid[1]))
     drops = F.conv2d(worth.view(-1, 1, *grid), kernel)  # of each window
     return (F.conv_transpose2d(drops, kernel) / F.conv_transpose2d(torch.ones_like(drops), kernel)).flatten(1)

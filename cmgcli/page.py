@@ -7,7 +7,6 @@ the page itself forbids scripts and the network.
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,13 +19,13 @@ from cmgcli.errors import OutputError
 from cmgcli.files import write_whole
 from cmgcli.report import Evaluation, Gate, Group, Rate, gain, percent
 from cmgcli.stress import Stress
+from cmgcli.verdict import printable
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
 EXHIBITS = 6  # of each kind
 MOST_GROUPS = 60  # rows of a table
-_NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _DASH = "\N{EN DASH}"
 
 
@@ -132,22 +131,14 @@ def _template() -> Template:
 
     from jinja2 import Environment, StrictUndefined
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=printable)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=spelled_out)
     environment.filters |= {"percent": percent, "interval": interval, "figure": figure, "number": number, "picture": picture}
     return environment.from_string(files("cmgcli").joinpath("page.html").read_text(encoding="utf-8"))
 
 
-def printable(value: Any) -> Any:
-    r"""A text with what is no character spelled out: bytes of a file name that are not UTF-8 as `\xe9`, as a shell shows them."""
-    if type(value) is not str:  # markup is text of our own
-        return value
-    return _NOT_TEXT.sub(lambda match: _spelled(ord(match.group())), value)
-
-
-def _spelled(code: int) -> str:
-    if 0xDC80 <= code <= 0xDCFF:
-        code -= 0xDC00
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+def spelled_out(value: Any) -> Any:
+    """What goes into the page: a text as `verdict.printable` has it; markup is text of our own."""
+    return printable(value) if type(value) is str else value
 
 
 def figure(value: float | None) -> str:

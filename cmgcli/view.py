@@ -128,7 +128,7 @@ def look(
     meter, pooled = Meter(encoder, encoder.preprocess(images)), relevance == "fast" and encoder.averages
     if relevance == "fast" and not pooled and keep is not None:
         full, captions, worth = meter.encode_with_worth(caption_of, layers)
-        scores = cmer.first_order(worth, encoder.grid)  # (B, P)
+        scores = cmer.over_windows(worth, encoder.grid)  # (B, P)
     else:
         full = meter.encode(layers=layers)
         captions = caption_of(full.embedding, slice(None))  # (B, D)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cmgcli.cmer import entropy, fast, first_order, grow, keep_mask, occlusion, sampled, top_patches
+from cmgcli.cmer import entropy, fast, grow, keep_mask, occlusion, over_windows, sampled, top_patches
 from cmgcli.errors import SettingsError
 
 GRID = (6, 7)
@@ -75,7 +75,7 @@ def test_sampled_is_the_same_alone_and_in_a_batch(worth):
 
 @pytest.mark.parametrize("window", [1, 2, 3])
 def test_the_first_order_of_a_sum_is_its_occlusion(worth, window):
-    torch.testing.assert_close(first_order(worth, GRID, window=window), occlusion(additive(worth), torch.arange(2), GRID, window=window))
+    torch.testing.assert_close(over_windows(worth, GRID, window), occlusion(additive(worth), torch.arange(2), GRID, window=window))
 
 
 def test_sampled_stops_where_the_ranking_is_settled_and_each_image_by_itself(worth):

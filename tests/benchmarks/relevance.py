@@ -56,7 +56,7 @@ def estimators(encoder: Encoder, text: Tensor) -> dict[str, Callable[[Tensor], T
         return cmer.occlusion(lambda _, keep: match(encoder, pixels, text, keep), torch.arange(len(pixels)), encoder.grid)
 
     def derivative(pixels: Tensor) -> Tensor:
-        return cmer.first_order(encoder.encode_with_worth(pixels, lambda _, rows: text[rows])[2], encoder.grid)
+        return cmer.over_windows(encoder.encode_with_worth(pixels, lambda _, rows: text[rows])[2], encoder.grid)
 
     dense = {"fast (patch by patch)": by("fast")} if encoder.averages else {}
     found = {"occlusion": exact, **dense, "fast (first order)": derivative, "sampled": by("sampled"), "random": lambda pixels: torch.rand(len(pixels), encoder.patch_count)}
