@@ -230,7 +230,7 @@ def _resolve(name: str, roots: tuple[Path, Path], where: str) -> Path:
 
 def _read_folder(images: Path, caption: str | None, allow_missing: bool) -> Dataset:
     root = images.resolve()
-    mvtec = (images / "train" / "good").is_dir()
+    mvtec = any((images / split / "good").is_dir() for split in ("train", "test"))
     names = [name for name in _names_in(images) if not mvtec or name.startswith(("train/", "test/"))]
     sidecars = {name: (images / name).with_suffix(".txt") for name in names}
     if caption is None and any(map(os.path.isfile, sidecars.values())):

@@ -209,6 +209,13 @@ def test_mvtec_layout(tmp_path):
     assert [r.label for r in read_dataset(root).records if "loose" in r.file_name] == [None]
 
 
+def test_the_test_half_of_the_mvtec_layout_alone_can_be_judged(tmp_path):
+    touch(tmp_path, "test/good/0.png", "test/bent/1.png", "ground_truth/bent/1_mask.png")
+    records = read_dataset(tmp_path).records
+    assert [(record.label, record.split, record.mask is None) for record in records] == [(1, "test", False), (0, "test", True)]
+    assert not dataset.training_records(records)
+
+
 def test_subsets_and_lookup():
     normal, odd, unknown = (Record(n, Path(n), n, label=k) for n, k in [("a", 0), ("b", 1), ("c", None)])
     records = (normal, odd, unknown)
