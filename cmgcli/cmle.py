@@ -58,24 +58,24 @@ def structure_matrix(text: Tensor, counts: Tensor, *, neighbours: int = 4, ridge
     Args:
         text: (U, D) unit-norm embeddings of the unique captions.
         counts: (U,) int64 images per caption, each at least 1. A caption of a single image has no company of its own
-            and is written by its neighbours alone.
+            and is written by its neighbours alone, by one at least.
         neighbours: ``k``, captions beside its own.
         ridge: larger spreads a caption's weight further over its neighbours.
     """
     if len(text) != len(counts) or bool((counts < 1).any()):
         raise SettingsError(f"structure matrix: expected one positive count per caption, got {len(text)} captions and counts {counts.tolist()}")
     text, counts = text.cpu(), counts.cpu()
-    k = min(neighbours, len(text) - 1)
+    k = min(max(neighbours, 1 if (counts == 1).any() else 0), len(text) - 1)
     sources = torch.empty(len(text), k + 1, dtype=torch.int64)
     weights = torch.zeros(len(text), k + 1, dtype=torch.float64)
     for rows in torch.arange(len(text)).split(CHUNK):
         similarity = text[rows] @ text.T  # (CHUNK, U)
         similarity[torch.arange(len(rows)), rows] = torch.inf  # itself first
         sources[rows] = similarity.topk(k + 1, dim=1).indices
-        for members, first in ((rows[counts[rows] > 1], 0), (rows[counts[rows] == 1], 1)):
-            near = sources[members, first:]
+        for members, columns in ((rows[counts[rows] > 1], slice(0, neighbours + 1)), (rows[counts[rows] == 1], slice(1, None))):
+            near = sources[members, columns]
             if near.numel():
-                weights[members, first:] = reconstruction_weights(text[members], text[near], ridge=ridge)
+                weights[members, columns] = reconstruction_weights(text[members], text[near], ridge=ridge)
     return Structure(Reconstruction(sources, weights), counts)
 
 

@@ -56,6 +56,16 @@ def slow_matrix(text: np.ndarray, *, neighbours: int, ridge: float) -> np.ndarra
 CAPTIONS = torch.tensor([0, 0, 0, 1, 1, 2, 3, 3, 3, 3])
 
 
+@pytest.mark.parametrize("counts", [[1, 1, 1], [4, 1, 3]])
+def test_without_neighbours_a_caption_of_one_image_has_one(counts):
+    structure = structure_matrix(unit(3, 8), torch.tensor(counts), neighbours=0)
+    matrix = dense_matrix(structure, torch.repeat_interleave(torch.arange(3), torch.tensor(counts)))
+    torch.testing.assert_close(matrix.sum(1), torch.ones(len(matrix), dtype=torch.float64))
+    for u, count in enumerate(counts):
+        assert int((structure.rows.weights[u] != 0).sum()) == 1
+        assert (structure.rows.sources[u][structure.rows.weights[u] != 0] == u).all() == (count > 1)
+
+
 @pytest.mark.parametrize("neighbours", [1, 2, 3])
 def test_the_structure_matrix_equals_the_slow_one_in_any_order_of_the_images(neighbours, monkeypatch):
     text = unit(4, 16).double()
