@@ -219,10 +219,7 @@ def score(
         must_be_writable(written, read=(model, captions, defects, *_named_alike(written.values(), files)))
         lookup = _lookup(captions, images)
         phrases = _phrases(defects)
-        for directory, option in ((maps, "--maps"), (explain, "--explain")):
-            if directory is not None:
-                make_directory(directory, option, read=paths)
-        files = apart(files, {"--maps": maps, "--explain": explain})
+        files = apart(files, {"--maps": maps, "--explain": explain}, read=paths)
         jsonl = style is o.Format.jsonl
         if zero_shot:
             score_unfitted(

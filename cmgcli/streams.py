@@ -129,14 +129,14 @@ def make_directory(path: Path, option: str, *, read: Iterable[Path | str] = ()) 
     return path
 
 
-def apart(files: Iterable[str], directories: Mapping[str, Path | None]) -> Iterable[str]:
-    """The files, none of which lies in a directory of pictures, by the option that names it: a picture could take its name, and the next
-    run would take pictures for images. A list is looked through at once, what comes from a pipe one by one.
+def apart(files: Iterable[str], directories: Mapping[str, Path | None], *, read: Iterable[Path | str]) -> Iterable[str]:
+    """Make directories for pictures, by the option that names each; give the files, none of which lies in one of them: a picture could
+    take its name, and the next run would take pictures for images. A list is looked through at once, what comes from a pipe one by one.
 
     Raises:
-        OutputError: a file lies in one of them.
+        OutputError: see `make_directory`, or a file lies in one of them.
     """
-    taken = {str(resolved(path)): (path, option) for option, path in directories.items() if path is not None}
+    taken = {str(resolved(make_directory(path, option, read=read))): (path, option) for option, path in directories.items() if path is not None}
     seen: set[str] = set()
 
     def checked() -> Iterator[str]:
