@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from cmgcli.errors import ImageError
 from cmgcli.images import read_image
 from cmgcli.loader import BATCH, decoded
 from cmgcli.model import look_by
-from cmgcli.view import View
+from cmgcli.view import View, views_of
 
 BUDGET = 500_000_000
 
@@ -97,12 +98,8 @@ class Looks:
         """What is seen in each of the batches; all but the last are full."""
         ahead = decoded([self.records[i].path for batch in batches for i in batch], batch_size=self.batch_size)
         for rows, batch in zip(batches, ahead, strict=True):
-            good = {i: image for i, (_, image) in zip(rows, batch, strict=True) if not isinstance(image, ImageError)}
-            images = [np.ascontiguousarray(image[:, ::-1]) if self.mirrored else image for image in good.values()]
-            texts = [self.text[self.records[i].text] for i in good]
-            views = look_by(self.encoder, self.settings, images, texts)
-            seen = dict(zip(good, views, strict=True))
-            yield [seen.get(i, image) for i, (_, image) in zip(rows, batch, strict=True)]
+            images = [np.ascontiguousarray(image[:, ::-1]) if self.mirrored and isinstance(image, np.ndarray) else image for _, image in batch]
+            yield views_of(images, [self.text[self.records[i].text] for i in rows], partial(look_by, self.encoder, self.settings))
 
 
 def _packed(view: View | ImageError) -> View | ImageError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -21,7 +22,7 @@ from cmgcli.head import highest, peaks_and_map
 from cmgcli.loader import BATCH, decoded
 from cmgcli.rows import Row
 from cmgcli.tiles import stitch
-from cmgcli.view import View, look, look_nearer
+from cmgcli.view import View, look, look_nearer, views_of
 
 NEW_CAPTIONS = 1024  # held beside those of the model
 MAP_CALM, MAP_STRANGE = -1.5, 0.3  # the colour scale of anomaly maps, the same for every image; see `anomaly_map`
@@ -111,15 +112,13 @@ class Model:
                 known = stored.copy()
             for caption in {c for c in given if c is not None and c not in known}:
                 known[caption] = self.encoder.encode_text([caption])[0].cpu()
-            good = [i for i, (_, image) in enumerate(batch) if not isinstance(image, ImageError)]
-            texts = [None if given[i] is None else known[given[i]] for i in good]
-            views = look_with(self, [batch[i][1] for i in good], texts)
-            seen = dict(zip(good, views, strict=True))
-            for i, (name, image) in enumerate(batch):
-                if i in seen:
-                    yield self.inspection(str(name), seen[i], given[i], known, maps)
+            texts = [None if caption is None else known[caption] for caption in given]
+            views = views_of([image for _, image in batch], texts, partial(look_with, self))
+            for (name, _), caption, view in zip(batch, given, views, strict=True):
+                if isinstance(view, ImageError):
+                    yield Inspection(Row(file=str(name), error=str(view)))
                 else:
-                    yield Inspection(Row(file=str(name), error=str(image)))
+                    yield self.inspection(str(name), view, caption, known, maps)
 
     def inspection(self, name: str, view: View, caption: str | None, known: Mapping[str, Tensor], maps: bool) -> Inspection:
         """What scoring gives for one image that is looked at; ``known`` has the embedding (D,) of its caption, if it has one."""
@@ -151,8 +150,6 @@ def look_by(
     encoder: Encoder, settings: Settings, images: Sequence[np.ndarray], texts: Sequence[Tensor | None], stored: Tensor | None = None
 ) -> list[View]:
     """`look` as the settings say, and nearer where they ask for tiles; without CMER every patch is kept."""
-    if not images:
-        return []
     views = look(encoder, images, texts, stored=stored, layers=settings.layers, relevance=settings.relevance, keep=settings.keep if settings.cmer else None)
     if settings.tile is None:
         return views
@@ -198,10 +195,15 @@ def judge(detector: Detector, view: View, caption: Reconstruction) -> Parts:
 def _judge_piece(detector: Detector, view: View, groups: Tensor) -> tuple[Parts, Tensor | None]:
     """What is told from nearest by, image and head scores left out, NaN; and the head's peaks (4, 3), None without a head."""
     distances = detector.bank.distances(view.patches, groups).cpu()
-    patch_map = np.full(view.keep.shape, float(distances.min()), np.float32)
-    patch_map[view.keep] = distances.numpy()
     peaks, logits = (None, None) if detector.head is None else peaks_and_map(detector.head, view.image, view.keep, precision=detector.settings.precision)
-    return Parts(np.array([np.nan, top_mean(distances, view.keep.size), np.nan]), patch_map, logits), peaks
+    return Parts(np.array([np.nan, top_mean(distances, view.keep.size), np.nan]), on_grid(distances, view.keep), logits), peaks
+
+
+def on_grid(distances: Tensor, keep: np.ndarray) -> np.ndarray:
+    """The map (h, w) float32 of what each patch kept by (h, w) bool is worth, (K,); the least of it where they are hidden."""
+    shown = np.full(keep.shape, float(distances.min()), np.float32)
+    shown[keep] = distances.numpy()
+    return shown
 
 
 def _joined(view: View, maps: Sequence[np.ndarray | None]) -> np.ndarray | None:

@@ -40,7 +40,7 @@ from cmgcli.pretrained_head import load_head
 from cmgcli.projection import check_projection
 from cmgcli.rows import MaskRow
 from cmgcli.tiles import check_tiling
-from cmgcli.view import View, best_other, choose_relevance, look
+from cmgcli.view import View, best_other, choose_relevance, look, views_of
 from cmgcli.words import counted
 
 logger = logging.getLogger(__name__)
@@ -282,22 +282,18 @@ def _masked(records: Sequence[Record], tower: Encoder, estimator: str, keep: flo
     texts = tuple(dict.fromkeys(record.text for record in records))
     number = {text: u for u, text in enumerate(texts)}
     embedded = tower.encode_text(texts)  # (U, D)
+    looking = partial(look, tower, layers=tower.feature_layers, relevance=estimator, keep=keep)
     start = 0
     for batch in decoded([record.path for record in records], batch_size=batch_size):
         rows = records[start : start + len(batch)]
         start += len(batch)
-        good = [i for i, (_, image) in enumerate(batch) if not isinstance(image, ImageError)]
-        wanted = embedded[[number[rows[i].text] for i in good]]  # (b, D)
-        views = (
-            look(tower, [batch[i][1] for i in good], list(wanted), layers=tower.feature_layers, relevance=estimator, keep=keep) if good else []
-        )
-        seen = dict(zip(good, views, strict=True))
-        for i, record in enumerate(rows):
-            if i not in seen:
-                yield MaskResult(MaskRow(record.file_name, caption=record.text, error=str(batch[i][1])))
+        views = views_of([image for _, image in batch], [embedded[number[record.text]] for record in rows], looking)
+        for record, view in zip(rows, views, strict=True):
+            if isinstance(view, ImageError):
+                yield MaskResult(MaskRow(record.file_name, caption=record.text, error=str(view)))
                 continue
-            row = _mask_row(record, seen[i], number[record.text], texts, embedded, sharpness=tower.sharpness)
-            yield MaskResult(replace(row, estimator=estimator), seen[i])
+            row = _mask_row(record, view, number[record.text], texts, embedded, sharpness=tower.sharpness)
+            yield MaskResult(replace(row, estimator=estimator), view)
 
 
 def _mask_row(record: Record, view: View, own: int, texts: Sequence[str], embedded: Tensor, *, sharpness: float) -> MaskRow:

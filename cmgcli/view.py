@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from cmgcli import cmer
 from cmgcli.detector import patch_features
 from cmgcli.encoder import Encoder, ImageFeatures
-from cmgcli.errors import SettingsError
+from cmgcli.errors import ImageError, SettingsError
 from cmgcli.tiles import WHOLE, Box, patch_boxes, tile_boxes, under
 
 TILES_AT_ONCE = 16
@@ -121,6 +122,9 @@ def look(
         keep: auto, or the share of patches to keep; None keeps all, which is no CMER, and asks for no relevance that costs a pass.
     """
 
+    if not images:
+        return []
+
     def caption_of(found: Tensor, rows: slice) -> Tensor:
         wanted = texts[rows]
         return torch.stack([stored.to(one)[(stored.to(one) @ one).argmax()] if text is None else text.to(one) for one, text in zip(found, wanted, strict=True)])
@@ -138,6 +142,13 @@ def look(
         match = pooled_match(full.dense, captions) if pooled else token_match(meter, captions, full.embedding)
         kept = cmer.keep_mask(match, scores, encoder.grid, keep=keep, sizes=cmer.KEEP_SIZES if pooled else cmer.FEW_KEEP_SIZES)
     return _views(meter, full, images, captions, scores, kept, layers)
+
+
+def views_of(images: Sequence[np.ndarray | ImageError], texts: Sequence, looking: Callable[[list[np.ndarray], list], list[View]]) -> list[View | ImageError]:
+    """The view of each image that could be read, by one call of ``looking`` with these and their texts; of the others their errors."""
+    sound = [not isinstance(image, ImageError) for image in images]
+    views = iter(looking(list(compress(images, sound)), list(compress(texts, sound))))
+    return [next(views) if there else image for image, there in zip(images, sound, strict=True)]
 
 
 def look_nearer(encoder: Encoder, view: View, *, layers: tuple[int, ...], tile: int, overlap: float) -> View:

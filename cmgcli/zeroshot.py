@@ -25,11 +25,11 @@ from cmgcli.errors import ImageError, SettingsError
 from cmgcli.files import resolved
 from cmgcli.head import DefectHead, fast_bfloat16, head_map, patch_mask_to
 from cmgcli.loader import BATCH, decoded
-from cmgcli.model import Inspection, Parts, weighted_map
+from cmgcli.model import Inspection, Parts, on_grid, weighted_map
 from cmgcli.pretrained_head import load_head
 from cmgcli.prompts import DEFECTIVE, FLAWLESS, prompts
 from cmgcli.rows import Row
-from cmgcli.view import View, choose_relevance, look
+from cmgcli.view import View, choose_relevance, look, views_of
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class References:
         nearest = torch.full((len(patches), len(self.names)), torch.inf, device=distances.device)
         nearest.scatter_reduce_(1, self.owners.expand(len(patches), -1), distances, "amin")
         count = max(1, round(ALIKE_SHARE * len(others)))
-        return nearest[:, others].topk(count, dim=1, largest=False).values.mean(1)
+        return nearest[:, others].topk(count, dim=1, largest=False).values.mean(1).cpu()
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ class ZeroShot:
 
     def inspect(self, paths: Iterable[Path | str], *, batch_size: int = BATCH, live: bool = False, maps: bool = False) -> Iterator[Inspection]:
         """As `Model.inspect`; an image without a caption gives a row with `error`."""
-        for name, view, error in self.looked(paths, batch_size, live):
-            yield Inspection(Row(file=str(name), error=error)) if view is None else self._inspection(name, view, maps)
+        for name, view in self.looked(paths, batch_size, live):
+            yield Inspection(Row(file=str(name), error=str(view))) if isinstance(view, ImageError) else self._inspection(name, view, maps)
 
     def _inspection(self, name: Path | str, view: View, maps: bool) -> Inspection:
         caption = self.caption_of[resolved(name)]
@@ -132,26 +132,22 @@ class ZeroShot:
         distances = self.references[caption].distances(view.patches, name)
         patch_map, patch_score = np.zeros(view.keep.shape, np.float32), np.nan
         if distances is not None:
-            patch_map[:] = float(distances.min())
-            patch_map[view.keep] = distances.cpu().numpy()
-            patch_score = top_mean(distances, view.keep.size)
+            patch_map, patch_score = on_grid(distances, view.keep), top_mean(distances, view.keep.size)
         return Parts(np.array([self.states.odds(view.embedding, caption), patch_score, head_score]), patch_map, logits)
 
     def look(self, images: Sequence[np.ndarray], captions: Sequence[str]) -> list[View]:
         """The images through CMER, each under its caption."""
         text = self.states.text[[self.states.captions.index(caption) for caption in captions]]
-        relevance = choose_relevance(self.encoder, None)
-        return look(self.encoder, images, list(text), layers=self.encoder.feature_layers, relevance=relevance, keep="auto") if images else []
+        return look(self.encoder, images, list(text), layers=self.encoder.feature_layers, relevance=choose_relevance(self.encoder, None), keep="auto")
 
-    def looked(self, paths: Iterable[Path | str], batch_size: int, live: bool = False) -> Iterator[tuple[Path | str, View | None, str]]:
+    def looked(self, paths: Iterable[Path | str], batch_size: int, live: bool = False) -> Iterator[tuple[Path | str, View | ImageError]]:
         """Each path with its view, or with the reason why there is none."""
+        untold = ImageError("no caption: name it in --captions, or give one for all with --caption")
         for batch in decoded(paths, batch_size=batch_size, live=live):
             captions = [self.caption_of.get(resolved(name)) for name, _ in batch]
-            good = [i for i, (_, image) in enumerate(batch) if not isinstance(image, ImageError) and captions[i] is not None]
-            seen = dict(zip(good, self.look([batch[i][1] for i in good], [captions[i] for i in good]), strict=True))
-            for i, (name, image) in enumerate(batch):
-                error = str(image) if isinstance(image, ImageError) else "no caption: name it in --captions, or give one for all with --caption"
-                yield name, seen.get(i), "" if i in seen else error
+            told = [untold if caption is None and isinstance(image, np.ndarray) else image for (_, image), caption in zip(batch, captions, strict=True)]
+            for (name, _), view in zip(batch, views_of(told, captions, self.look), strict=True):
+                yield name, view
 
 
 def zero_shot(
@@ -195,7 +191,7 @@ def zero_shot(
 
 def _held(scorer: ZeroShot, names: Sequence[Path], batch_size: int) -> References:
     """The patches of those images that can be read."""
-    seen = [(name, view.patches.cpu()) for name, view, _ in scorer.looked(names, batch_size) if view is not None]
+    seen = [(name, view.patches.cpu()) for name, view in scorer.looked(names, batch_size) if isinstance(view, View)]
     owners = [torch.full((len(patches),), number) for number, (_, patches) in enumerate(seen)]
     features = torch.cat([patches for _, patches in seen]) if seen else torch.empty(0, 0)
     return References(features, torch.cat(owners) if owners else torch.empty(0, dtype=torch.int64), tuple(Path(name) for name, _ in seen))
@@ -224,8 +220,8 @@ def _weighed(scorer: ZeroShot, batch_size: int, rng: np.random.Generator) -> Zer
     groups = compared or [tuple(scorer.caption_of)]
     names = [name for turn in zip_longest(*groups) for name in turn if name is not None][:WEIGHED]
     normal, peaks, drawn, wrong = [], [], [], []
-    for name, view, _ in scorer.looked(names, batch_size):
-        if view is None:
+    for name, view in scorer.looked(names, batch_size):
+        if isinstance(view, ImageError):
             continue
         caption = scorer.caption_of[name]
         parts = scorer.judge(view, caption, name)
