@@ -30,7 +30,8 @@ def labelled(records: Sequence[Record], source: Path | str) -> tuple[Record, ...
     if classes != {0, 1}:
         first = f" ({counted(len(records), 'image')}, the first is {records[0].file_name})" if records else ""
         found = f"only label {classes.pop()}" if classes else "no test image"
-        raise DatasetError(f"{source}: expected normal (0) and anomalous (1) test images, found {found}{first}; add images of the other label")
+        alone = ", or count the false alarms of good images alone: cmg score --max-anomalies RATE" if found == "only label 0" else ""
+        raise DatasetError(f"{source}: expected normal (0) and anomalous (1) test images, found {found}{first}; add images of the other label{alone}")
     return tuple(records)
 
 
