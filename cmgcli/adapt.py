@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -56,7 +57,7 @@ class Crop:
 
 
 def train_head(
-    sample: Callable[[np.random.Generator], Sequence[Crop]],
+    sample: Callable[[np.random.Generator, int], Sequence[Crop]],
     *,
     steps: int,
     batch: int = 32,
@@ -76,7 +77,7 @@ def train_head(
     normalises by statistics of the whole batch, so that to split a batch would take an exchange in each of its layers.
 
     Args:
-        sample: gives crops of one normal image; see `draw_crops`.
+        sample: gives crops of one normal image for a step, by its number; see `draw_crops`.
         steps: the most gradient steps, each on at least ``batch`` crops.
         start: a head to go on from, which is changed; None starts from random weights.
         precision: of the convolutions, float32 or bfloat16; None: bfloat16 where it is fast.
@@ -94,7 +95,7 @@ def train_head(
     course = Course(decay_from=steps - descent)
     if snapshot is not None:
         course = load_snapshot(snapshot, snapshot_key, head, optimizer) or course
-    for crops in _drawn(lambda step: _batch(sample, np.random.default_rng((seed % 2**32, step)), batch), course.step):
+    for crops in _drawn(lambda step: _batch(partial(sample, np.random.default_rng((seed % 2**32, step)), step), batch), course.step):
         end = course.decay_from + descent
         if course.step >= end:
             break
@@ -167,11 +168,11 @@ def _ahead(make: Callable[[int], tuple], steps: Iterable[int]) -> Iterator[tuple
                 yield ready.result()
 
 
-def _batch(sample: Callable[[np.random.Generator], Sequence[Crop]], rng: np.random.Generator, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+def _batch(sample: Callable[[], Sequence[Crop]], batch: int) -> tuple[Tensor, Tensor, Tensor]:
     """Standardised pixels (B, 3, C, C) float32, channels last, and target and counts (B, 1, C / 4, C / 4) float32."""
     crops: list[Crop] = []
     while len(crops) < batch:
-        crops += sample(rng)
+        crops += sample()
     pixels = torch.from_numpy(np.stack([crop.image for crop in crops])).permute(0, 3, 1, 2).float()
     mean, spread = (torch.tensor(values)[:, None, None, None] for values in zip(*((crop.mean, max(crop.spread, 4.0)) for crop in crops)))
     target, counts = (torch.from_numpy(np.stack([getattr(crop, name) for crop in crops]))[:, None].float() for name in ("target", "counts"))

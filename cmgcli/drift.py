@@ -4,12 +4,17 @@ While the stream comes from where the calibration images came, the rank of each 
 uniform and independent of the past, whatever the distribution (Vovk et al., "Algorithmic Learning in a Random World",
 2005). The Simple Jumper (Vovk et al., "Retrain or not retrain", COPA 2021) bets against that; by Ville's inequality its
 capital reaches 1 / a with probability at most a, however long the stream.
+
+Each score is ranked among those of its own caption (a label-conditional martingale): products differ in their scores, and a stream
+often has one after the other. A part of the capital enters the bets at each step, so that a change after a long calm, which costs
+those who bet, is seen about as soon as one at the start.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable
+from array import array
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,6 +25,8 @@ FALSE_ALARM = 0.01  # of a whole run
 _BETS = np.array([-1.0, 0.0, 1.0])  # on low ranks, on none, on high ranks
 _JUMP = 0.01  # share of the capital that changes its bet at each step
 _FEWEST = 20
+_FEWEST_OF_A_GROUP = 10  # calibration images, to be ranked by themselves; the captions with fewer share one list
+_OTHERS = -1
 
 
 class DriftWatch:
@@ -28,10 +35,13 @@ class DriftWatch:
     After the alarm nothing is taken in: the question is answered.
     """
 
-    def __init__(self, calibration: Iterable[float], *, exact: bool = True, false_alarm: float = FALSE_ALARM, seed: int = 0) -> None:
+    def __init__(
+        self, calibration: Sequence[float], groups: Sequence[int] = (), *, exact: bool = True, false_alarm: float = FALSE_ALARM, seed: int = 0
+    ) -> None:
         """
         Args:
             calibration: scores of normal images that the model was not fitted on.
+            groups: the caption number of each; empty where captions are not told apart.
             exact: they are scored by the very model that scores the stream. Those of a cross-fitted threshold are not, so that nothing is
                 promised of the alarm.
             false_alarm: probability of an alarm, ever, while nothing changes.
@@ -39,30 +49,37 @@ class DriftWatch:
         Raises:
             SettingsError: fewer than 20 calibration scores, which would see a change too late to be of use.
         """
-        self._known = sorted(float(score) for score in calibration)
-        if len(self._known) < _FEWEST:
-            raise SettingsError(f"watching for drift needs at least {_FEWEST} calibration images, the model has {len(self._known)}; fit on more images")
+        if len(calibration) < _FEWEST:
+            raise SettingsError(f"watching for drift needs at least {_FEWEST} calibration images, the model has {len(calibration)}; fit on more images")
+        scores, numbers = np.asarray(calibration, np.float64), np.asarray(groups if len(groups) else [_OTHERS] * len(calibration))
+        own = [int(group) for group, count in zip(*np.unique(numbers, return_counts=True), strict=True) if count >= _FEWEST_OF_A_GROUP]
+        others = scores[~np.isin(numbers, own)]
+        self._known = {group: array("d", np.sort(scores[numbers == group])) for group in own}
+        self._known.setdefault(_OTHERS, array("d", np.sort(others if len(others) else scores)))
         self._exact, self._false_alarm = exact, false_alarm
         self._rng = np.random.default_rng(seed)
-        self._stakes = np.full(len(_BETS), 1 / len(_BETS))
+        self._reserve, self._stakes = 1.0, np.zeros(len(_BETS))
         self.scores = 0
         self.alarm: int | None = None
 
     @property
     def capital(self) -> float:
         """What a bet of 1 against "nothing has changed" has become."""
-        return float(self._stakes.sum())
+        return self._reserve + float(self._stakes.sum())
 
-    def add(self, score: float) -> None:
-        """Take in the next score."""
+    def add(self, score: float, group: int = _OTHERS) -> None:
+        """Take in the next score, and the number of its caption; -1 where that is not one of the model's."""
         if self.alarm is not None:
             return
         self.scores += 1
-        low, high = bisect.bisect_left(self._known, score), bisect.bisect_right(self._known, score)
-        rank = (low + self._rng.random() * (high - low + 1)) / (len(self._known) + 1)  # uniform on [0, 1] while all is well
-        self._known.insert(high, score)
-        jumped = (1 - _JUMP) * self._stakes + _JUMP * self._stakes.mean()
-        self._stakes = jumped * (1 + _BETS * (rank - 0.5))
+        known = self._known.get(group, self._known[_OTHERS])
+        low, high = bisect.bisect_left(known, score), bisect.bisect_right(known, score)
+        rank = (low + self._rng.random() * (high - low + 1)) / (len(known) + 1)  # uniform on [0, 1] while all is well
+        known.insert(high, score)
+        entering = 1 / (self.scores * (self.scores + 1))  # all of them sum to 1
+        self._reserve -= entering
+        stakes = self._stakes + entering / len(_BETS)
+        self._stakes = ((1 - _JUMP) * stakes + _JUMP * stakes.mean()) * (1 + _BETS * (rank - 0.5))
         if self.capital >= 1 / self._false_alarm:
             self.alarm = self.scores
 

@@ -74,8 +74,8 @@ def score_fitted(
     check_judged_alike(fitted, done)
 
     calibration = fitted.detector.calibration
-    watch = DriftWatch(calibration.scores, exact=calibration.method == "split") if watch_drift or fail_on_drift else None
-    tally = Tally(keep=leaves.junit is not None or leaves.summary is not None, watch=watch)
+    watch = DriftWatch(calibration.scores, calibration.groups, exact=calibration.method == "split") if watch_drift or fail_on_drift else None
+    tally = Tally(keep=leaves.junit is not None or leaves.summary is not None, watch=watch, group_of=fitted.detector.language.group_of)
     for row in done:
         tally.add(row)
     if tally.drifted:

@@ -87,18 +87,41 @@ def _decode(path: Path | str) -> np.ndarray | ImageError:
 
 
 class ImageStore:
-    """Reads images again and again; holds the first ones in memory up to a fixed budget of bytes."""
+    """Images for a training, which needs them again and again, in a fixed budget of memory: those for which there is no room take turns.
 
-    def __init__(self, paths: Sequence[Path], *, budget: int = 400_000_000) -> None:
-        self.paths, self.budget = paths, budget
-        self.held: dict[int, np.ndarray] = {}
+    They stand in a random order without end. In each turn those from its place on are there, until the budget is full; so a turn brings
+    about one image to read, and which are there depends on the turn alone.
+    """
+
+    def __init__(self, paths: Sequence[Path], *, budget: int = 400_000_000, seed: int = 0) -> None:
+        self.paths, self.budget, self.seed = paths, budget, seed
+        self.held: dict[int, np.ndarray] = {}  # those of the turn asked for last
+        self._turn = -1
 
     def __getitem__(self, i: int) -> np.ndarray:
-        """The ``i``-th image (H, W, 3) uint8; ImageError where it cannot be read."""
-        if i in self.held:
-            return self.held[i]
-        image = read_image(self.paths[i])
-        if image.nbytes <= self.budget:
-            self.budget -= image.nbytes
-            self.held[i] = image
-        return image
+        """The ``i``-th image (H, W, 3) uint8, of those that are there."""
+        return self.held[i]
+
+    def there(self, turn: int) -> list[int]:
+        """The numbers of the images that are there in this turn, ascending; ImageError where one cannot be read."""
+        if self._turn != turn and len(self.held) < len(self.paths):
+            held, size = {}, 0
+            for i in self._from(turn):
+                held[i] = self.held[i] if i in self.held else read_image(self.paths[i])
+                size += held[i].nbytes
+                if size >= self.budget:
+                    break
+            self.held = dict(sorted(held.items()))
+        self._turn = turn
+        return list(self.held)
+
+    def _from(self, place: int) -> Iterator[int]:
+        """Each image once, in the order in which they stand from a place on."""
+        cycle, at = divmod(place, len(self.paths))
+        seen: set[int] = set()
+        while len(seen) < len(self.paths):
+            for i in np.random.default_rng((self.seed, cycle)).permutation(len(self.paths))[at:].tolist():
+                if i not in seen:
+                    seen.add(i)
+                    yield i
+            cycle, at = cycle + 1, 0

@@ -46,6 +46,7 @@ from cmgcli.words import counted
 logger = logging.getLogger(__name__)
 
 FEWEST_TO_TUNE = 4
+STEPS_A_TURN = 4  # of the head's training, for one more image to read where memory does not hold them all
 GO_ON_RATE = 1e-3  # for a head that has learnt; a fresh one takes twice as much
 
 
@@ -216,14 +217,15 @@ def _adapt(looks: Looks, parts: Split, places: Sequence[Sequence[Place]], snapsh
     """Train the head on the fit images; the tuning ones say when it has learnt enough."""
     chosen = [looks.records[i] for i in parts.fit]
     settings = looks.settings
-    store = ImageStore([record.path for record in chosen])
+    store = ImageStore([record.path for record in chosen], seed=settings.seed)
 
     def piece(i: int, rng: np.random.Generator) -> Scene:
         box, keep = places[i][rng.integers(len(places[i]))]
         return Scene(store[i][box], keep)
 
-    def sample(rng: np.random.Generator) -> list[Crop]:
-        i, donor = (int(k) for k in rng.integers(len(chosen), size=2))
+    def sample(rng: np.random.Generator, step: int) -> list[Crop]:
+        there = store.there(step // STEPS_A_TURN)
+        i, donor = (there[k] for k in rng.integers(len(there), size=2))
         return draw_crops(piece(i, rng), piece(donor, rng).image, rng)
 
     def told(step: int, total: int, loss: float, found: float | None) -> None:

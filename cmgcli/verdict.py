@@ -71,8 +71,9 @@ class Verdict:
 class Tally:
     """Counts the rows of a run as they come; keeps them only where `keep` says so, for a run may have no end."""
 
-    def __init__(self, *, keep: bool, watch: DriftWatch | None = None) -> None:
-        self.keep, self.watch = keep, watch
+    def __init__(self, *, keep: bool, watch: DriftWatch | None = None, group_of: Callable[[str], int] | None = None) -> None:
+        """group_of: the number of a caption, for the watch."""
+        self.keep, self.watch, self.group_of = keep, watch, group_of
         self.rows: list[Row] = []
         self.images = self.unreadable = self.anomalies = 0
 
@@ -84,7 +85,7 @@ class Tally:
         if self.keep:
             self.rows.append(row)
         if self.watch is not None and row.score is not None:
-            self.watch.add(row.score)
+            self.watch.add(row.score, *(() if self.group_of is None else (self.group_of(row.caption),)))
 
     @property
     def drifted(self) -> bool:

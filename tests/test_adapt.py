@@ -19,7 +19,7 @@ def plain(i: int, side: tuple[int, int] = (64, 80)) -> Scene:
     return Scene(image, np.ones(GRID, bool))
 
 
-def sample(rng: np.random.Generator, **scene):
+def sample(rng: np.random.Generator, _: int = 0, **scene):
     return draw_crops(plain(int(rng.integers(4)), **scene), plain(7, **scene).image, rng, size=32)
 
 
@@ -63,7 +63,7 @@ def test_the_map_counts_inside_the_keep_mask_only():
 
 @pytest.mark.parametrize("side", [(1, 1), (7, 300), (33, 20)])
 def test_odd_sizes_train_and_score(side):
-    head = train_head(lambda rng: sample(rng, side=side), steps=1, batch=4)
+    head = train_head(lambda rng, step: sample(rng, side=side), steps=1, batch=4)
     score, heights = head_map(head, plain(0, side).image, np.ones(GRID, bool))
     assert np.isfinite(score) and np.isfinite(heights).all()
 

@@ -35,6 +35,42 @@ def test_a_change_is_seen_soon_after_it_happens(change):
         assert alarm < 200, seed
 
 
+def test_products_that_come_one_after_the_other_are_no_drift():
+    """Three captions whose scores lie apart; the promise holds in any order of them, and a change of one of them is seen."""
+    alarms = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        group = np.repeat([0, 1, 2], 120)
+        scores = rng.normal(size=360) + np.array([0.0, 1.0, -1.0])[group]
+        calm = np.tile([True] * 20 + [False] * 100, 3)
+        watch = DriftWatch(scores[calm], group[calm], false_alarm=0.05, seed=seed)
+        for score, number in zip(scores[~calm], group[~calm], strict=True):
+            watch.add(score, number)
+        alarms += watch.alarm is not None
+    assert alarms <= 200 * 0.05 + 3 * np.sqrt(200 * 0.05 * 0.95)
+    for _ in range(150):
+        watch.add(rng.normal() + 1.5, 2)  # as high as caption 1 may be
+    assert watch.alarm is not None
+
+
+def test_captions_with_few_calibration_images_and_those_that_are_new_are_ranked_together():
+    scores, groups = np.arange(60.0), np.repeat([0, 1, 2, 3], [40, 9, 9, 2])
+    watch = DriftWatch(scores, groups)
+    for _ in range(60):
+        watch.add(100.0, 77)
+    assert watch.alarm is not None
+    watch = DriftWatch(np.arange(40.0), [0] * 40)
+    for _ in range(60):
+        watch.add(100.0)
+    assert watch.alarm is not None, "where all have one caption, others are ranked among them"
+
+
+def test_a_change_after_a_long_calm_is_seen_as_soon_as_one_early():
+    rng = np.random.default_rng(0)
+    late = watched(rng.normal(size=100), np.r_[rng.normal(size=20_000), np.full(200, 9.0)]).alarm
+    assert late is not None and 20_000 < late < 20_100
+
+
 def test_after_the_alarm_nothing_more_is_taken_in():
     watch = watched(np.arange(40.0), np.arange(100.0, 300.0))
     assert watch.alarm == watch.scores < 200

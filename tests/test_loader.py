@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cmgcli import loader
 from cmgcli.errors import ImageError
-from cmgcli.images import write_png
+from cmgcli.images import read_image, write_png
 from cmgcli.loader import ImageStore, decoded
 
 
@@ -73,9 +74,23 @@ def test_leaving_early_stops_the_source(files):
     assert len(taken) < 50
 
 
-def test_the_store_holds_what_its_budget_allows(files):
-    store = ImageStore(files, budget=130)  # two images of 60 bytes
-    for _ in range(2):
-        for i in range(7):
-            assert (store[i] == i).all()
-    assert len(store.held) == 2
+def test_images_for_which_there_is_no_room_take_turns(files, monkeypatch):
+    reads = []
+    monkeypatch.setattr(loader, "read_image", lambda path: reads.append(path) or read_image(path))
+    store = ImageStore(files, budget=130)  # full with three images of 60 bytes
+    turns = []
+    for turn in range(21):
+        turns.append(store.there(turn))
+        assert store.there(turn) == turns[-1] == sorted(turns[-1])
+        assert all((store[i] == i).all() for i in turns[-1])
+    assert len(reads) <= 3 + 21, "about one image a turn is read"
+    assert set(map(len, turns)) == {3} and set(sum(turns, [])) == set(range(7))
+    assert ImageStore(files, budget=130).there(17) == turns[17], "a training that goes on finds what was there"
+
+
+def test_where_all_images_fit_all_are_there_and_read_once(files, monkeypatch):
+    reads = []
+    monkeypatch.setattr(loader, "read_image", lambda path: reads.append(path) or read_image(path))
+    store = ImageStore(files)
+    assert [store.there(turn) for turn in (0, 1, 9)] == [list(range(7))] * 3
+    assert len(reads) == 7

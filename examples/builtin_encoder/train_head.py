@@ -41,7 +41,7 @@ def sampler(photos: list[np.ndarray], scenes: list[np.ndarray]):
             return surface(photos[int(rng.integers(len(photos)))], rng, size)
         return part(*(photos[int(i)] for i in rng.integers(len(photos), size=2)), rng, size)[0] if kind < 0.8 else scenes[int(rng.integers(len(scenes)))]
 
-    def sample(rng: np.random.Generator) -> list[Crop]:
+    def sample(rng: np.random.Generator, _: int) -> list[Crop]:
         return draw_crops(Scene(image(rng), GRID), image(rng) if rng.random() < 0.3 else None, rng)
 
     return sample

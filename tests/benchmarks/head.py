@@ -77,7 +77,7 @@ class Bench:
         started, steps = time.time(), steps or self.steps
         everywhere = np.ones(self.encoder.grid, bool)
 
-        def sample(rng: np.random.Generator):
+        def sample(rng: np.random.Generator, _: int):
             view, donor = (self.fit[int(i)] for i in rng.integers(len(self.fit), size=2))
             return draw_crops(Scene(view.image, view.keep if keep else everywhere), donor.image, rng, kinds=kinds)
 
