@@ -79,6 +79,11 @@ class Calibration:
         """A score above it is anomalous; see `conformal_threshold`."""
         return conformal_threshold(self.scores_for(group), self.false_alarm)
 
+    @property
+    def said_threshold(self) -> str:
+        """The threshold for people, or from the lowest to the highest where captions have their own."""
+        return span_of_thresholds([self.threshold(), *map(self.threshold, self.own)])
+
     def at(self, false_alarm: float) -> Calibration:
         """The same scores for another rate, for which other captions may have enough. Raises SettingsError for a rate outside (0, 1)."""
         return replace(self, false_alarm=check_rate(false_alarm))
@@ -106,6 +111,12 @@ class Calibration:
                 "without a strict bound; --calibration split gives one)"
             )
         return f"at most {self.false_alarm:g} of good images will be called anomalous (split conformal, {counted(n, 'calibration image')})"
+
+
+def span_of_thresholds(thresholds: Sequence[float]) -> str:
+    """A threshold for people, or from the lowest to the highest of several."""
+    low, high = min(thresholds), max(thresholds)
+    return f"{low:.4g}" if len(thresholds) == 1 else f"{low:.4g} to {high:.4g}, by caption"
 
 
 def smallest_rate(count: int) -> float:

@@ -60,7 +60,7 @@ def charts(result: Evaluation) -> tuple[Chart, Chart, Chart]:
     import matplotlib
 
     readable = [case for case in result.cases if not case.row.error]
-    line = alarm_line(readable, result.threshold)
+    line = None if result.thresholds else alarm_line(readable, result.threshold)
     with matplotlib.rc_context(_STYLE):
         return _score_chart(readable, line, calibrated=result.threshold is not None), _roc_chart(readable, result), _precision_chart(readable, result)
 

@@ -156,7 +156,7 @@ def fit(
         if detector.settings.encoder == "builtin":
             say("fitted with the small built-in encoder; --encoder ViT-B-16/laion2b_s34b_b88k understands more captions and finer texture")
         say(detector.calibration.sentence)
-        say(f"wrote {out}: {counted(detector.fit_images, 'image')} fitted, threshold {detector.calibration.threshold():.4g}")
+        say(f"wrote {out}: {counted(detector.fit_images, 'image')} fitted, threshold {detector.calibration.said_threshold}")
 
 
 def _defaults(engine: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from cmgcli.calibrate import choose_calibration
 from cmgcli.dataset import Record, test_records
 from cmgcli.errors import DatasetError, ImageError
 from cmgcli.exhibits import Worst, exhibit, shrink
-from cmgcli.figures import confusion_of, evaluation_of, labelled
+from cmgcli.figures import RATES, confusion_of, evaluation_of, labelled
 from cmgcli.images import read_mask
 from cmgcli.loader import BATCH
 from cmgcli.looks import BUDGET, Looks
@@ -96,7 +96,13 @@ def evaluate_records(
     calibration = model.detector.calibration
     count = len(calibration.scores)
     promised = calibration.promised_rate if count else None
-    result = evaluation_of(cases, worst, threshold=calibration.threshold(), promised=promised, calibrated=count, method=calibration.method, pixels=pixels)
+    language = model.detector.language
+    at = {rate: calibration.at(rate) for rate in RATES}
+    result = evaluation_of(
+        cases, worst, threshold=calibration.threshold(), promised=promised, calibrated=count, method=calibration.method, pixels=pixels,
+        thresholds={language.captions[group]: calibration.threshold(group) for group in calibration.own},
+        anomalous_at=lambda case, rate: case.row.score > at[rate].threshold(language.group_of(case.row.caption)),
+    )  # fmt: skip
     return result if namer is None else replace(result, naming=confusion_of(namer.names, named))
 
 

@@ -1,7 +1,7 @@
 """From labelled cases to the figures of an evaluation. Knows nothing of models: scores from a file serve as well."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,8 @@ def evaluation_of(
     promised: float | None,
     calibrated: int | None = None,
     method: str | None = None,
+    thresholds: Mapping[str, float] | None = None,
+    anomalous_at: Callable[[Case, float], bool] | None = None,
     pixels: metrics.PixelTally | None = None,
 ) -> Evaluation:
     """All figures of the cases; those with an error are counted as unreadable only.
@@ -50,6 +52,9 @@ def evaluation_of(
     Args:
         threshold: a score above it is anomalous; only shown, the rates are those of the column `anomalous`.
         promised: the false-alarm rate that the threshold promises, by so many ``calibrated`` images and this method of `calibrate.METHODS`.
+        thresholds: of the captions that have their own.
+        anomalous_at: whether a case is anomalous where another rate is promised; None: whether its p-value is at most the rate, which is the same
+            but where the captions that have a threshold of their own are others for that rate.
         pixels: has seen the maps of the cases with a mask and of the good ones.
     Raises:
         DatasetError: of the readable cases a class is missing.
@@ -81,7 +86,8 @@ def evaluation_of(
         by_defect=_by_defect(readable),
         by_caption=_by_caption(readable),
         by_size=_by_size(readable),
-        by_promised_rate=_by_promised_rate(readable, calibrated),
+        thresholds=thresholds or {},
+        by_promised_rate=_by_promised_rate(readable, calibrated, anomalous_at or (lambda case, rate: case.row.p_value <= rate + 1e-9)),
         cases=tuple(cases),
         worst_misses=worst.misses,
         worst_false_alarms=worst.false_alarms,
@@ -126,18 +132,17 @@ def _by_defect(cases: Sequence[Case]) -> dict[str, Group]:
     return {name: _group(kinds[name], good) for name in sorted(kinds)}
 
 
-def _by_promised_rate(cases: Sequence[Case], calibrated: int | None) -> dict[str, Choice]:
-    """What each of `RATES` would give: a score is above the threshold of a rate just where its p-value is at most the rate.
+def _by_promised_rate(cases: Sequence[Case], calibrated: int | None, anomalous_at: Callable[[Case, float], bool]) -> dict[str, Choice]:
+    """What each of `RATES` would give.
 
     Left out is a rate that so many calibration images cannot promise; where their number is not known, one below every p-value.
     """
-    values = [case.row.p_value for case in cases]
-    if None in values:
+    if any(case.row.p_value is None for case in cases):
         return {}
     found = {}
     for rate in RATES:
-        flagged = [value <= rate + 1e-9 for value in values]
-        if any(flagged) or calibrated and rate >= smallest_rate(calibrated):
+        flagged = [anomalous_at(case, rate) for case in cases]
+        if rate >= smallest_rate(calibrated) if calibrated else any(flagged):
             good, bad = ([flag for flag, case in zip(flagged, cases, strict=True) if case.anomalous is wanted] for wanted in (False, True))
             found[f"{rate:g}"] = Choice(_rate(good), _rate([not flag for flag in bad]))
     return found

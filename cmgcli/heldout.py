@@ -46,13 +46,18 @@ def drawn_auroc(looks: Looks, numbers: Sequence[int]) -> Callable[[DefectHead], 
     return found
 
 
-def accustom(head: DefectHead, looks: Looks, numbers: Sequence[int]) -> DefectHead:
-    """The head, shown normal images that it was not trained on, so that it knows how high their peaks usually are."""
+def accustom(head: DefectHead, looks: Looks, numbers: Sequence[int], report: Callable[[int, int], None]) -> DefectHead:
+    """The head, shown normal images that it was not trained on, so that it knows how high their peaks usually are.
+
+    Args:
+        report: called with how many images are done, and of how many.
+    """
     seen = []
     for _, views in looks.sound(numbers):
         pieces = [piece for view in views for piece in view.pieces]
         peaks = iter(ranks.shared(lambda piece: peaks_and_map(head, piece.image, piece.keep, precision=looks.settings.precision)[0], pieces))
         seen += [highest([next(peaks) for _ in view.pieces]) for view in views]
+        report(len(seen), len(numbers))
     head.accustom(torch.stack(seen))
     return head
 

@@ -48,7 +48,7 @@ class Model:
     def __repr__(self) -> str:
         """What it is, in a line: what it holds would fill pages."""
         detector = self.detector
-        threshold = f"{detector.calibration.threshold():.4g}" if len(detector.calibration.scores) else "none"
+        threshold = detector.calibration.said_threshold if len(detector.calibration.scores) else "none"
         return f"<Model: {detector.fit_images} images, encoder {self.encoder.name}, {'a' if detector.head else 'no'} head, threshold {threshold}>"
 
     def save(self, path: Path | str) -> None:

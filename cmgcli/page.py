@@ -78,7 +78,7 @@ def verdict(result: Evaluation) -> str:
     elif result.threshold == float("inf"):
         start = "No threshold could be calibrated, so nothing is rejected:"
     else:
-        start = "At the calibrated threshold,"
+        start = f"At the calibrated {'thresholds' if result.thresholds else 'threshold'},"
     promised = "" if result.promised_false_alarm_rate is None else f"; promised: {METHODS[result.calibration]} {percent(result.promised_false_alarm_rate)}"
     alarm, miss = result.false_alarm_rate, result.miss_rate
     return (

@@ -201,7 +201,9 @@ def fit_records(
     learners = learn(looks, [parts.fit, *crossed], report)
     draft, *judges = (learner.draft(false_alarm=false_alarm, snapshot=state_of(snapshot, k), report=report) for k, learner in enumerate(learners))
     numbers = [i for fold in held for i in fold]
-    head = accustom(_adapt(looks, parts, learners[0].places, snapshot, report), basis, numbers) if settings.adapt_steps > 0 else None
+    head = None
+    if settings.adapt_steps > 0:
+        head = accustom(_adapt(looks, parts, learners[0].places, snapshot, report), basis, numbers, partial(report, "looking at good images"))
     draft, *judges = (replace(model, detector=replace(model.detector, head=head)) for model in (draft, *judges))
     told = partial(report, "weighing the parts of the score")
     model = joined(gather_folds(judges or [draft], basis, held, made_up=len(numbers), report=told)).settle(draft)

@@ -11,6 +11,7 @@ import typer
 from cmgcli import page, report
 from cmgcli.console import GATE_FAILED, SOME_UNREADABLE, fail, say, silence_stdout
 from cmgcli.errors import OutputError
+from cmgcli.files import write_whole
 from cmgcli.page import Page
 from cmgcli.streams import output
 from cmgcli.stress import plain, stress_table
@@ -24,9 +25,10 @@ def publish(content: Page, json_file: Path | None, report_file: Path | None) -> 
         figures = content.result.as_dict() | {"ablation": {name: row.as_dict() for name, row in content.ablation.items()}}
         figures["gates"] = [asdict(gate) | {"passed": gate.passed} for gate in content.gates]
         figures["stress"] = None if content.stress is None else content.stress.as_dict()
-        with output(json_file) as stream:
-            json.dump(figures, stream, indent=2, allow_nan=False, default=str)
-            stream.write("\n")
+        try:
+            write_whole(json_file, (json.dumps(figures, indent=2, allow_nan=False, default=str) + "\n").encode())
+        except OSError as error:
+            raise OutputError(f"{json_file} cannot be written ({error.strerror}); is the disk full?") from error
     if report_file is not None:
         page.write_page(content, report_file)
         say(f"wrote {report_file}")

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
+from cmgcli.calibrate import span_of_thresholds
 from cmgcli.dataset import Record
 from cmgcli.metrics import Agreement
 from cmgcli.rows import Row
@@ -144,6 +145,7 @@ class Evaluation:
     by_defect: Mapping[str, Group]
     by_caption: Mapping[str, Group]
     by_size: Mapping[str, Group] = field(default_factory=dict)  # defects by their share of the image, small ones first; where there are masks
+    thresholds: Mapping[str, float] = field(default_factory=dict)  # of the captions that have their own; `threshold` is that of the others
     by_promised_rate: Mapping[str, Choice] = field(default_factory=dict)  # where there are p-values, for the rates that they can tell
     cases: tuple[Case, ...] = ()  # all of them, in their order
     worst_misses: tuple[Exhibit, ...] = ()  # anomalous, the lowest score first
@@ -221,7 +223,7 @@ def evaluation_table(result: Evaluation) -> "Table":
         "average precision": result.average_precision,
         "F1-max": result.f1_max,
         "F1-max threshold": result.f1_max_threshold,
-        "threshold": math.nan if result.threshold is None else result.threshold,
+        "threshold": _threshold(result),
         "false-alarm rate [95 %]": _rate(result.false_alarm_rate),
         "miss rate [95 %]": _rate(result.miss_rate),
     }
@@ -231,6 +233,12 @@ def evaluation_table(result: Evaluation) -> "Table":
         figures |= {"C-index of severity": result.severity.c_index, "Kendall's tau of severity": result.severity.kendall_tau}
     figures |= {f"AUROC by {name}": value for name, value in result.auroc_by_part.items()}
     return metrics_table(figures, title="evaluation")
+
+
+def _threshold(result: Evaluation) -> str | float:
+    if result.thresholds:
+        return span_of_thresholds([result.threshold, *result.thresholds.values()])
+    return math.nan if result.threshold is None else result.threshold
 
 
 def rate_table(result: Evaluation) -> "Table":
