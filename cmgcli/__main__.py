@@ -1,5 +1,15 @@
 """``python -m cmgcli`` is ``cmg``."""
 
-from cmgcli.cli import app
+from cmgcli.console import mend_stderr
 
-app(prog_name="cmg")
+
+def run(name: str | None = None) -> None:
+    """The program; name: what it is called in its own messages, None: as the shell calls it."""
+    mend_stderr()
+    from cmgcli.cli import app
+
+    app(prog_name=name)
+
+
+if __name__ == "__main__":
+    run("cmg")

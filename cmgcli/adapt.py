@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from cmgcli import ranks
 from cmgcli.defects import KINDS, VISIBLE, draw, strongest, two_valued
-from cmgcli.head import MIN_SIDE, STRIDE, DefectHead, exposure, fast_bfloat16, look_scales
+from cmgcli.head import MIN_SIDE, STRIDE, DefectHead, exposure, look_scales
+from cmgcli.precision import fast_bfloat16
 from cmgcli.snapshot import Course, load_snapshot, save_snapshot
 
 CROP = 96  # pixels

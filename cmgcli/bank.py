@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from cmgcli.tower import native_bfloat16
+from cmgcli.precision import native_bfloat16
 
 SHORTLIST = 4  # rows
 SKETCH = 64  # dimensions

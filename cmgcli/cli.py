@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import shlex
 import sys
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +32,7 @@ from cmgcli.console import (
 from cmgcli.errors import SettingsError
 from cmgcli.needs import check_needs
 from cmgcli.options import AllowMissing, BatchSize, DeviceOption
-from cmgcli.streams import apart, inputs, make_directory, must_be_writable, output, training_state, write_out
+from cmgcli.streams import among, apart, inputs, make_directory, must_be_writable, output, training_state, write_out
 from cmgcli.usage import Command, Group
 from cmgcli.words import counted
 
@@ -216,7 +215,7 @@ def score(
             raise SettingsError(f"--engine ray writes rows, no pictures; leave out {'--maps' if maps else '--explain'}, or score with --engine local")
         files = inputs(paths, nul=null)
         written = {"--out": out, "--junit": junit, "--summary": summary}
-        must_be_writable(written, read=(model, captions, defects, *_named_alike(written.values(), files)))
+        must_be_writable(written, read=(model, captions, defects, *among(written.values(), files)))
         lookup = _lookup(captions, images)
         phrases = _phrases(defects)
         files = apart(files, {"--maps": maps, "--explain": explain}, read=paths)
@@ -232,12 +231,6 @@ def score(
             limits=limits, watch_drift=watch_drift, fail_on_drift=fail_on_drift,
             ray=engine is o.Engine.ray, false_alarm=false_alarm, address=address, device=device, batch_size=batch_size,
         )  # fmt: skip
-
-
-def _named_alike(written: Iterable[Path | None], files: Iterable[str]) -> list[str]:
-    """Those of the listed images that have the name of a file to write, and so might be it; what comes from a pipe is not known yet."""
-    names = {path.name for path in written if path is not None}
-    return [file for file in files if Path(file).name in names] if names and isinstance(files, list) else []
 
 
 def _lookup(captions: Path | None, images: Path | None) -> dict[Path, str] | None:

@@ -24,6 +24,7 @@ from cmgcli.errors import SettingsError
 Match = Callable[[Tensor, Tensor], Tensor]
 
 MATCH_FLOOR = 0.27
+WINDOW = 3  # patches a side, that are hidden together
 FEWEST_PAIRS = 8
 TOLERANCE = 0.2  # of the range of a match over the sizes
 KEEP_SIZES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0)
@@ -39,7 +40,7 @@ class SampledRelevance:
     pairs: Tensor  # (B,) int64, how many it took
 
 
-def occlusion(match: Match, rows: Tensor, grid: tuple[int, int], *, window: int = 3, stride: int = 1) -> Tensor:
+def occlusion(match: Match, rows: Tensor, grid: tuple[int, int], *, window: int = WINDOW, stride: int = 1) -> Tensor:
     """Relevance (B, P) by sliding a window: the mean drop in the match over the windows that hide a patch.
 
     The exact reference of the other estimators. Costs one pass per window, about ``P / stride**2``.
@@ -77,7 +78,7 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def sampled(
-    match: Match, rows: Tensor, grid: tuple[int, int], *, pairs: int = 20, unsettled: float = 0.2, window: int = 3, seed: int = 0
+    match: Match, rows: Tensor, grid: tuple[int, int], *, pairs: int = 20, unsettled: float = 0.2, window: int = WINDOW, seed: int = 0
 ) -> SampledRelevance:
     """Relevance from ``E[s | p seen] - E[s | p hidden]`` over random halves of the grid, each with its complement, and the sum of it over windows.
 
@@ -139,7 +140,7 @@ def fast(dense: Tensor, text: Tensor) -> Tensor:
     return torch.einsum("bpd,bd->bp", dense, text) / (norm * dense.shape[1])
 
 
-def over_windows(worth: Tensor, grid: tuple[int, int], window: int = 3) -> Tensor:
+def over_windows(worth: Tensor, grid: tuple[int, int], window: int = WINDOW) -> Tensor:
     """The mean (B, P) over all windows, in patches and at most the grid, that hide a patch, of what their patches (B, P) are worth together.
 
     Of the derivative that `Encoder.encode_with_worth` gives it makes a relevance: `occlusion` at a stride of one, the drop of each window
@@ -160,7 +161,7 @@ def entropy(relevance: Tensor, keep: Tensor | None = None) -> Tensor:
     empty = positive.sum(dim=1, keepdim=True) <= 0
     positive = torch.where(empty, keep.to(relevance.dtype), positive)
     share = positive / positive.sum(dim=1, keepdim=True)
-    return -(share * share.clamp(min=1e-30).log2()).sum(dim=1)
+    return (share * -share.clamp(min=1e-30).log2()).sum(dim=1)
 
 
 def top_patches(relevance: Tensor, count: int) -> Tensor:
@@ -211,7 +212,7 @@ def keep_mask(
 
 def check_keep(keep: float | str) -> float | str:
     """What to keep; SettingsError where it is neither ``auto`` nor a share."""
-    if keep == "auto" or isinstance(keep, int | float) and 0 < keep <= 1:
+    if keep == "auto" or isinstance(keep, int | float) and not isinstance(keep, bool) and 0 < keep <= 1:
         return keep
     raise SettingsError(f"keep: expected auto or a share in (0, 1], got {keep!r}")
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 
@@ -40,6 +40,37 @@ def reported() -> Iterator[None]:
     except KeyboardInterrupt:
         fail("interrupted")
         raise typer.Exit(INTERRUPTED) from None
+
+
+class _Unfailing:
+    """Standard error as a command needs it: what cannot be written there is lost, and does not end the command with another exit code."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._silenced_by_failure():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._silenced_by_failure():
+            self._stream.flush()
+
+    @contextmanager
+    def _silenced_by_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
+def mend_stderr() -> None:
+    """A closed standard error goes nowhere: Python would print its lines among the rows; one that breaks ends no command."""
+    sys.stderr = open(os.devnull, "w") if sys.stderr is None else _Unfailing(sys.stderr)  # noqa: SIM115 - to the end of the program
 
 
 def silence_stdout() -> None:

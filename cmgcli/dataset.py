@@ -223,9 +223,15 @@ def _resolve(name: str, roots: tuple[Path, Path], where: str) -> Path:
         raise DatasetError(f"{where}: {name!r} is no usable file name: correct it") from error
     if not existing and len(inside) < len(roots):
         raise DatasetError(
-            f"{where}: {name!r} lies outside {str(roots[0])!r}: use a path below it, or give a folder above as --images"
+            f"{where}: {name!r} lies outside {str(roots[0])!r}{_led_by(roots, name)}: use a path below it, or give a folder above as --images"
         )
     return (existing or inside)[0]
+
+
+def _led_by(roots: Sequence[Path], name: str) -> str:
+    """That a link leads out, where the path itself does not."""
+    within = any(Path(os.path.normpath(root / name)).is_relative_to(root) for root in roots)
+    return " (a link leads there)" if within else ""
 
 
 def _read_folder(images: Path, caption: str | None, allow_missing: bool) -> Dataset:

@@ -126,7 +126,7 @@ class Blend:
     weight: np.ndarray  # (3,) float64, sums to 1; 0 for an absent part
 
     def __call__(self, parts: np.ndarray) -> np.ndarray:
-        """Scores (n,) of parts (n, 3), about 1 for a good image; an absent part is NaN and has weight 0."""
+        """Scores (n,) of parts (n, 3), about 1 for a good image; an absent part is NaN and has weight 0; another that is NaN makes the score NaN."""
         return np.sqrt(self._squares(parts).sum(axis=1))
 
     def terms(self, parts: np.ndarray) -> np.ndarray:
@@ -135,8 +135,9 @@ class Blend:
         return squares / np.sqrt(np.maximum(squares.sum(axis=-1, keepdims=True), np.finfo(float).tiny))
 
     def _squares(self, parts: np.ndarray) -> np.ndarray:
-        z = (np.asarray(parts, np.float64) - self.location) / self.scale
-        return np.where(self.weight > 0, self.weight * np.logaddexp(0, np.nan_to_num(z)) ** 2, 0)
+        z = (np.where(self.weight > 0, parts, self.location).astype(np.float64) - self.location) / self.scale
+        with np.errstate(invalid="ignore"):
+            return self.weight * np.logaddexp(0, z) ** 2
 
 
 def fit_blend(normal: np.ndarray, drawn: np.ndarray, wrong: np.ndarray) -> Blend:

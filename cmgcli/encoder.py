@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from cmgcli.clip import BUILTIN, WEIGHTS, TextSide, VisionSide, builtin_model, builtin_tokenizer, first_line, load_clip
 from cmgcli.errors import EncoderError
 from cmgcli.images import to_square
-from cmgcli.tower import TowerShape, native_bfloat16, tower_of
+from cmgcli.precision import native_bfloat16
+from cmgcli.tower import TowerShape, tower_of
 
 logger = logging.getLogger(__name__)
 

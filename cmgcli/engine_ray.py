@@ -120,7 +120,10 @@ def _rows(
             num_gpus=1 if gpus else 0,
         )
         kind = Row if phrases is None else NamedRow
-        for record in scored.iter_rows():
-            yield kind(**json.loads(record["row"]))
+        try:
+            for record in scored.iter_rows():
+                yield kind(**json.loads(record["row"]))
+        except ray.exceptions.RayError as error:
+            raise InputError(f"--engine ray: the cluster cannot score these images: {str(error).strip().splitlines()[-1]}") from error
     finally:
         ray.shutdown()

@@ -16,13 +16,23 @@ def resolved(path: Path | str) -> Path:
         return Path(os.path.abspath(path))
 
 
+def identity(path: Path | str) -> tuple[int, int] | None:
+    """What is the same of all names of a file, links included; None where there is no file."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
 def write_whole(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Write to a temporary file beside `path`, then rename: a crash leaves the old file or the new one. Raises OSError.
 
-    A pipe or a device (`/dev/stdout`) is written to as it is. `durable` waits for the disk, so that a loss of power
+    A pipe or a device (`/dev/stdout`), or a file in a directory in which no other may be made, is written to as it is. `durable` waits for the disk, so that a loss of power
     leaves a whole file too; what is one of many and cheap to make again need not.
     """
-    if path.exists() and not path.is_file():
+    path = resolved(path)  # a link stays one
+    if path.exists() and (not path.is_file() or not os.access(path.parent, os.W_OK)):
         path.write_bytes(content)
         return
     temporary = None
@@ -33,7 +43,7 @@ def write_whole(path: Path, content: bytes, *, durable: bool = True) -> None:
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
         os.replace(temporary, path)
     finally:
         if temporary is not None and os.path.exists(temporary):

@@ -12,8 +12,9 @@ import typer
 
 from cmgcli.console import GATE_FAILED, SOME_UNREADABLE, detail, fail, given, say, timed
 from cmgcli.drift import DriftWatch
+from cmgcli.errors import SettingsError
 from cmgcli.files import resolved
-from cmgcli.rows import NamedRow, Row, rest_of, resume_scores, row_writer
+from cmgcli.rows import NamedRow, Row, cut_torn_row, rest_of, resume_scores, row_writer
 from cmgcli.streams import output
 from cmgcli.verdict import Limit, Tally, Verdict
 from cmgcli.words import counted
@@ -68,10 +69,12 @@ def score_fitted(
     kind = Row if phrases is None else NamedRow
     done = resume_scores(leaves.rows, jsonl=leaves.jsonl, kind=kind) if resume else ()
     files = rest_of(files, done)
-    fitted = load_model(model, device, false_alarm)
+    fitted = load_model(model, "cpu" if ray else device, false_alarm)  # the actors of a cluster have the devices
     from cmgcli.scoring import TileWork, check_judged_alike, score_files
 
-    check_judged_alike(fitted, done)
+    check_judged_alike(fitted, done, captions)
+    if limits and not len(fitted.detector.calibration.scores):
+        raise SettingsError(f"{limits[0].option}: the model has no threshold, it was fitted on too few images; fit on more, or leave the gate out")
 
     calibration = fitted.detector.calibration
     watch = DriftWatch(calibration.scores, calibration.groups, exact=calibration.method == "split") if watch_drift or fail_on_drift else None
@@ -80,7 +83,7 @@ def score_fitted(
         tally.add(row)
     if tally.drifted:
         fail(watch.sentence)
-    work, told = TileWork(), Told(captions, fitted.detector.language.number)
+    work, told = TileWork(), Told(captions, fitted.detector.language.number if fitted.detector.language.guided else None)
     if ray:
         from cmgcli.engine_ray import score_on_ray
 
@@ -89,6 +92,8 @@ def score_fitted(
         extras = given(phrases=phrases, maps=leaves.maps, explained=leaves.explain, batch_size=batch_size)
         found = score_files(fitted, files, captions, done=done, explain_all=leaves.explain_all, live=live, work=work, **extras)
     judged = bool(limits) or fail_on_drift or leaves.junit is not None or leaves.summary is not None  # the whole run, whoever reads its rows
+    if done:
+        cut_torn_row(leaves.rows, jsonl=leaves.jsonl)
     with output(leaves.rows, append=bool(done), lasting=judged) as stream, timed("scoring"):
         _write(found, row_writer(stream, kind, header=not done, jsonl=leaves.jsonl), tally, told, leaves.rows)
     for sentence in filter(None, (work.sentence, *told.sentences)):
@@ -115,7 +120,8 @@ def load_model(file: Path, device: str | None, false_alarm: float | None = None)
 class Told:
     """What is worth a line about the captions of a run: a caption file that names other files would go unnoticed."""
 
-    def __init__(self, captions: Mapping[Path, str] | None, known: Container[str]) -> None:
+    def __init__(self, captions: Mapping[Path, str] | None, known: Container[str] | None) -> None:
+        """known: the captions of the model; None where it is not asked by them."""
         self.captions, self.known = captions, known
         self.images = self.without = 0
         self.strange: dict[str, int] = {}  # images by a caption that the model does not know
@@ -126,7 +132,7 @@ class Told:
             return
         self.images += 1
         self.without += resolved(row.file) not in self.captions
-        if row.caption not in self.known:
+        if self.known is not None and row.caption not in self.known:
             self.strange[row.caption] = self.strange.get(row.caption, 0) + 1
 
     @property
@@ -135,7 +141,7 @@ class Told:
         if self.without:
             yield (
                 f"the caption file names no caption for {self.without} of {counted(self.images, 'image')}: each was judged by the "
-                "caption of the model that fits it best, which cannot tell a wrong part"
+                "caption of the model that fits it best" + (", which cannot tell a wrong part" if self.known is not None else "")
             )
         if self.strange:
             first, others = next(iter(self.strange)), len(self.strange) - 1

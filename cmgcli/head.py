@@ -85,11 +85,6 @@ def highest(peaks: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(peaks)).amax(0)
 
 
-def fast_bfloat16(device: str) -> bool:
-    """Whether bfloat16 matrix products are native here: a GPU, or a processor with avx512_bf16."""
-    return device == "cuda" or torch.backends.cpu.get_cpu_capability() in ("AVX512", "AMX") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
 def exposure(image: np.ndarray) -> tuple[float, float]:
     """Mean and standard deviation of all values of an (H, W, 3) uint8 image."""
     means, spreads = cv2.meanStdDev(image)

@@ -106,21 +106,22 @@ def gather_folds(
 ) -> list[Evidence]:
     """`gather` of each fold by its judge, which has not seen it; the folds share ``made_up``. report: called with how many images are done, and of how many."""
     evidence, done, total = [], 0, sum(map(len, folds))
-    for judge, fold in zip(judges, folds, strict=True):
-        evidence.append(gather(judge, looks, fold, made_up=-(-made_up // len(folds)), report=lambda judged, done=done: report(done + judged, total)))
+    for number, (judge, fold) in enumerate(zip(judges, folds, strict=True)):
+        evidence.append(gather(judge, looks, fold, fold=number, made_up=-(-made_up // len(folds)), report=lambda judged, done=done: report(done + judged, total)))
         done += len(fold)
     return evidence
 
 
-def gather(model: Model, looks: Looks, numbers: Sequence[int], *, made_up: int, report: Callable[[int], None]) -> Evidence:
+def gather(model: Model, looks: Looks, numbers: Sequence[int], *, made_up: int, fold: int = 0, report: Callable[[int], None]) -> Evidence:
     """Judge normal images, and ``made_up`` of them also with drawn defects and under a wrong caption.
 
     Several ranks take the batches in turn; the defects are drawn by each of them, from one stream of random numbers.
 
     Args:
+        fold: each has defects of its own.
         report: called with how many images are done.
     """
-    rng = np.random.default_rng(model.detector.settings.seed)
+    rng = np.random.default_rng((model.detector.settings.seed, fold))
     own, done, chosen = {}, 0, set(spread(numbers, made_up))
     for k, (batch, views) in enumerate(looks.sound(numbers)):
         basis = [view for i, view in zip(batch, views, strict=True) if i in chosen]

@@ -76,7 +76,7 @@ class Learner:
         flat = Blend(np.zeros(3), np.ones(3), np.array([0.5, 0.5, 0.0]))
         empty = calibrate([], [], false_alarm=false_alarm, method=s.calibration)
         reference = np.array([[0.0, 1.0, 0.5]] * 2)
-        return Model(Detector(s, self._language(snapshot, report), self.builder.build(), None, None, flat, reference, empty, self.count), self.looks.encoder)
+        return Model(Detector(s, self._language(snapshot, report), self.builder.build().to(self.looks.encoder.device), None, None, flat, reference, empty, self.count), self.looks.encoder)
 
     def _language(self, snapshot: Path | None, report: Progress) -> Language:
         s = self.settings

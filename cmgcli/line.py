@@ -4,6 +4,7 @@ It serves `cmg demo`, the tests and the training of the built-in encoder.
 """
 
 import csv
+import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from cmgcli import defects
 from cmgcli.camera import photograph
 from cmgcli.captions import describe
 from cmgcli.errors import OutputError
+from cmgcli.files import write_whole
 from cmgcli.images import write_png
 from cmgcli.materials import MATERIALS, Material, find_material, surface
 from cmgcli.parts import FRAME_FILLING, PARTS, WITH_HOLES, shape
@@ -252,17 +254,19 @@ def write_line(directory: Path, *, train: int = 240, test: int = 120, size: int 
     """
     directory = Path(directory)
     metadata = directory / "metadata.csv"
-    if metadata.exists():
-        raise OutputError(f"{metadata} already exists: choose an empty directory, or delete the old line first")
+    for old in (metadata, directory / "images", directory / "masks"):
+        if old.is_file() or old.is_dir() and any(old.iterdir()):
+            raise OutputError(f"{old} already exists: choose an empty directory, or delete the old line first")
     try:
         for folder in (directory / "images", directory / "masks"):
             folder.mkdir(parents=True, exist_ok=True)
         numbered = [(split, index) for split, count in (("train", train), ("test", test)) for index in range(count)]
         rows = [_write_sample(directory, split, index, size, seed) for split, index in numbered]
-        with metadata.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, ("file_name", "text", "split", "label", "defect", "mask"), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        table = io.StringIO()
+        writer = csv.DictWriter(table, ("file_name", "text", "split", "label", "defect", "mask"), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(metadata, table.getvalue().encode())
     except OSError as error:
         raise OutputError(f"the line could not be written to {directory}: {error.strerror or error}; choose another directory") from error
     return metadata

@@ -10,19 +10,20 @@ from pathlib import Path
 
 import numpy as np
 
-from cmgcli.errors import ImageError
+from cmgcli.errors import ImageError, check_count
 from cmgcli.images import read_image
 
 Decoded = tuple[Path | str, np.ndarray | ImageError]
 
 BATCH = 16
 PATIENCE = 0.05
+AHEAD = 256_000_000  # bytes of pixels
 
 
 def decoded(paths: Iterable[Path | str], *, batch_size: int = BATCH, live: bool = False) -> Iterator[list[Decoded]]:
     """Batches of (path, image) in the order of the paths; a file that fails gives its error in place of the image.
 
-    Two threads decode ahead, at most two batches.
+    Two threads decode ahead, at most two batches, and no more than about `AHEAD` bytes.
 
     Args:
         paths: any iterable, read in a thread of its own; an error it raises is raised here.
@@ -30,8 +31,10 @@ def decoded(paths: Iterable[Path | str], *, batch_size: int = BATCH, live: bool 
             seconds is not waited for, what is there goes on as a smaller batch. Otherwise every batch but the last is
             full, whatever the timing.
     """
+    check_count("batch size", batch_size, 1)
     pending: queue.Queue[tuple[Path | str, Future] | BaseException | None] = queue.Queue(2 * batch_size)
     stopped = threading.Event()
+    ahead = _Ahead()
 
     def put(item) -> None:
         while not stopped.is_set():
@@ -45,7 +48,10 @@ def decoded(paths: Iterable[Path | str], *, batch_size: int = BATCH, live: bool 
             for path in paths:
                 if stopped.is_set():
                     return
-                put((path, pool.submit(_decode, path)))
+                while ahead.size > AHEAD and not stopped.is_set():
+                    ahead.shrunk.wait(0.1)
+                    ahead.shrunk.clear()
+                put((path, pool.submit(ahead.decode, path)))
             put(None)
         except BaseException as error:  # noqa: BLE001 - handed to the consumer, who raises it
             put(error)
@@ -53,18 +59,38 @@ def decoded(paths: Iterable[Path | str], *, batch_size: int = BATCH, live: bool 
     pool = ThreadPoolExecutor(2)
     threading.Thread(target=feed, daemon=True).start()
     try:
-        yield from _batches(pending, batch_size, PATIENCE if live else None)
+        yield from _batches(pending, batch_size, PATIENCE if live else None, ahead)
     finally:
         stopped.set()
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _batches(pending: queue.Queue, batch_size: int, patience: float | None) -> Iterator[list[Decoded]]:
+class _Ahead:
+    """What is decoded and not yet taken: ``size`` in bytes."""
+
+    def __init__(self) -> None:
+        self.size, self.shrunk, self._lock = 0, threading.Event(), threading.Lock()
+
+    def decode(self, path: Path | str) -> np.ndarray | ImageError:
+        image = _decode(path)
+        with self._lock:
+            self.size += getattr(image, "nbytes", 0)
+        return image
+
+    def taken(self, future: Future) -> np.ndarray | ImageError:
+        image = future.result()
+        with self._lock:
+            self.size -= getattr(image, "nbytes", 0)
+        self.shrunk.set()
+        return image
+
+
+def _batches(pending: queue.Queue, batch_size: int, patience: float | None, ahead: _Ahead) -> Iterator[list[Decoded]]:
     while True:
         batch, item = [], pending.get()
         while isinstance(item, tuple):
             path, future = item
-            batch.append((path, future.result()))
+            batch.append((path, ahead.taken(future)))
             if len(batch) == batch_size:
                 break
             try:
@@ -84,6 +110,8 @@ def _decode(path: Path | str) -> np.ndarray | ImageError:
         return read_image(path)
     except ImageError as error:
         return error
+    except MemoryError:
+        return ImageError(f"{str(path)!r}: the image is too large for the memory of this machine")
 
 
 class ImageStore:

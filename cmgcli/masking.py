@@ -36,14 +36,14 @@ def write_masks(results: Iterable[MaskResult], directory: Path, summary: TextIO,
     Raises:
         OutputError: something cannot be written.
     """
-    unreadable, used, sheet, misfits = 0, set(), ContactSheet(), Misfits()
+    unreadable, used, sheet, misfits = 0, {}, ContactSheet(), Misfits()
     write = row_writer(summary, MaskRow)
     for result in results:
         unreadable += bool(result.row.error)
         if result.view is not None:
             view = result.view
             misfits.add(result.row)
-            write_mask_pictures(directory, unused_stem(result.row.file, used), view.image, view.keep, view.relevance)
+            write_mask_pictures(directory, unused_stem(result.row.file, used), view.image, view.keep, view.relevance, patches=result.patches)
             if contact_sheet is not None:
                 sheet.add(result.row, view.image, view.relevance, view.keep)
         write(result.row)

@@ -24,6 +24,7 @@ from cmgcli.rows import Row
 from cmgcli.tiles import stitch
 from cmgcli.view import View, look, look_nearer, views_of
 
+NO_NUMBER = "the score is not a number: the image gives no usable features"
 NEW_CAPTIONS = 1024  # held beside those of the model
 MAP_CALM, MAP_STRANGE = -1.5, 0.3  # the colour scale of anomaly maps, the same for every image; see `anomaly_map`
 
@@ -82,9 +83,22 @@ class Model:
             detector.head.to(encoder.device)
         return Model(replace(detector, bank=detector.bank.to(encoder.device)), encoder)
 
-    def score(self, paths: Iterable[Path | str], captions: Mapping[Path, str] | None = None, *, batch_size: int = BATCH) -> Iterator[Row]:
-        """One row per path, in order; see `inspect`."""
-        for inspection in self.inspect(paths, captions, batch_size=batch_size):
+    def score(
+        self, paths: Iterable[Path | str] | Path | str, captions: Mapping[Path | str, str] | Path | str | None = None, *, batch_size: int = BATCH
+    ) -> Iterator[Row]:
+        """One row per path, in order; see `inspect`.
+
+        Args:
+            paths: or a single one.
+            captions: by any path that leads to the image, or a caption file, whose paths are relative to its directory.
+        """
+        if isinstance(captions, str | Path):
+            from cmgcli.dataset import read_lookup
+
+            captions = read_lookup(Path(captions), Path(captions).parent)
+        known = None if captions is None else {resolved(path): caption for path, caption in captions.items()}
+        paths = [paths] if isinstance(paths, str | Path) else paths
+        for inspection in self.inspect(paths, known, batch_size=batch_size):
             yield inspection.row
 
     def inspect(
@@ -129,7 +143,7 @@ class Model:
         parts = judge(detector, view, language.weights_of(known[caption]))
         score = float(detector.blend(parts.values[None])[0])
         if not np.isfinite(score):
-            return Inspection(Row(file=name, caption=caption, error="the score is not a number: the image gives no usable features"))
+            return Inspection(Row(file=name, caption=caption, error=NO_NUMBER))
         group = language.group_of(caption)
         row = Row(
             file=name,

@@ -186,7 +186,7 @@ PrecisionOption = Annotated[
     Optional[Precision],
     typer.Option("--precision", help="Precision of the large matrix products; stored in the model.", show_default="bfloat16 where the machine is fast at it", rich_help_panel=COMPUTE),
 ]
-Seed = Annotated[Optional[int], typer.Option(min=0, help="Same seed, same model.", show_default="0", rich_help_panel=COMPUTE)]
+Seed = Annotated[Optional[int], typer.Option(min=0, max=2**63 - 1, help="Same seed, same model.", show_default="0", rich_help_panel=COMPUTE)]
 
 # ---- score
 

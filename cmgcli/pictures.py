@@ -73,17 +73,17 @@ def _outline(picture: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]
     return cv2.drawContours(np.ascontiguousarray(picture), contours, -1, colour, width)
 
 
-def write_mask_pictures(directory: Path, stem: str, image: np.ndarray, keep: np.ndarray, relevance: np.ndarray) -> None:
+def write_mask_pictures(directory: Path, stem: str, image: np.ndarray, keep: np.ndarray, relevance: np.ndarray, *, patches: int = 1) -> None:
     """Write `STEM_keep.png` (0/255), `STEM_relevance.png` and `STEM_overlay.png`, all in the image's own size.
 
-    `image`: (H, W, 3) uint8 RGB. `keep`: (h, w) bool. `relevance`: (h, w) float, one patch's term of a cosine; coloured
-    from 0 to four times an even share, on the same scale for every image.
+    `image`: (H, W, 3) uint8 RGB. `keep`: (h, w) bool. `relevance`: (h, w) float, the term of a cosine that so many
+    `patches` make together; coloured from 0 to four times their even share, on the same scale for every image.
     """
     height, width = image.shape[:2]
     full = cv2.resize(keep.astype(np.uint8) * 255, (width, height), interpolation=cv2.INTER_NEAREST)
     smooth = cv2.resize(relevance.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
     write_png(directory / f"{stem}_keep.png", full)
-    write_png(directory / f"{stem}_relevance.png", heat(smooth, low=0, high=4 / relevance.size))
+    write_png(directory / f"{stem}_relevance.png", heat(smooth, low=0, high=4 * patches / relevance.size))
     write_png(directory / f"{stem}_overlay.png", keep_overlay(image, keep))
 
 
@@ -122,14 +122,13 @@ def write_map_pictures(directory: Path, stem: str, image: np.ndarray, anomaly_ma
     write_png(directory / f"{stem}_anomaly.png", map_levels(anomaly_map))
 
 
-def unused_stem(file: str, used: set[str]) -> str:
+def unused_stem(file: str, used: dict[str, int]) -> str:
     """The file's stem, to name its pictures by, with a number where an earlier file of the run had the same.
 
-    Of a long stem as much as leaves room for the picture's own ending in 255 bytes, what file systems allow.
+    ``used`` holds the names that are taken, each with the first number that may be free. Of a long stem as much as leaves room for the picture's own ending in 255 bytes, what file systems allow.
     """
     stem = name = Path(file).stem.encode("utf-8", "replace")[:_LONGEST_STEM].decode("utf-8", "ignore")
-    number = 2
     while name in used:
-        name, number = f"{stem}-{number}", number + 1
-    used.add(name)
+        name, used[stem] = f"{stem}-{used[stem]}", used[stem] + 1
+    used[name] = 2
     return name

@@ -22,20 +22,21 @@ from torch import Tensor
 
 from cmgcli.adapt import Crop, Scene, draw_crops, train_head
 from cmgcli.calibrate import Split, calibrate, check_rate, choose_calibration, folds, split
-from cmgcli.cmer import check_keep, entropy
+from cmgcli.cmer import WINDOW, check_keep, entropy
 from cmgcli.clip import from_anywhere
 from cmgcli.cmle import check_latent_dim, check_ridge
 from cmgcli.crossfit import cross_fit
 from cmgcli.dataset import Record, read_dataset, training_records
 from cmgcli.detector import Settings
 from cmgcli.encoder import Encoder, choose_device, choose_precision, load_encoder
-from cmgcli.errors import DatasetError, ImageError, SettingsError
-from cmgcli.head import DefectHead, fast_bfloat16
+from cmgcli.errors import DatasetError, ImageError, check_count
+from cmgcli.head import DefectHead
 from cmgcli.heldout import accustom, drawn_auroc, gather, gather_folds, joined
 from cmgcli.learn import Place, Progress, learn, state_of, with_album
 from cmgcli.loader import BATCH, ImageStore, decoded
 from cmgcli.looks import Looks
 from cmgcli.model import Model
+from cmgcli.precision import fast_bfloat16
 from cmgcli.pretrained_head import load_head
 from cmgcli.projection import check_projection
 from cmgcli.rows import MaskRow
@@ -138,8 +139,9 @@ def fit(
         CmgError: input, settings or weights that cannot be used.
     """
     check_rate(false_alarm)
-    if seed < 0:
-        raise SettingsError(f"seed: expected a whole number from 0 up, got {seed}")
+    for name, value, least in (("batch size", batch_size, 1), ("neighbours", neighbours, 0), ("bank size", bank_size, 1), ("epochs", epochs, 1), ("adapt steps", adapt_steps, 0)):
+        check_count(name, value, least)
+    check_count("seed", seed, 0, 2**63 - 1)
     records = records_to_fit(read_records(images, captions, caption=caption, allow_missing=allow_missing))
     if not records:
         raise DatasetError(f"{captions or images}: no normal training image; expected rows with split train (or none) and label 0 (or none)")
@@ -260,6 +262,7 @@ class MaskResult:
 
     row: MaskRow
     view: View | None = None
+    patches: int = 1  # whose worth together a relevance is
 
 
 def mask(
@@ -297,7 +300,7 @@ def _masked(records: Sequence[Record], tower: Encoder, estimator: str, keep: flo
                 yield MaskResult(MaskRow(record.file_name, caption=record.text, error=str(view)))
                 continue
             row = _mask_row(record, view, number[record.text], texts, embedded, sharpness=tower.sharpness)
-            yield MaskResult(replace(row, estimator=estimator), view)
+            yield MaskResult(replace(row, estimator=estimator), view, patches=1 if estimator == "fast" and tower.averages else WINDOW**2)
 
 
 def _mask_row(record: Record, view: View, own: int, texts: Sequence[str], embedded: Tensor, *, sharpness: float) -> MaskRow:

@@ -23,7 +23,9 @@ Facts = dict[str, str]
 
 
 def of_file(path: Path) -> Facts:
-    """Name, size and sha256 of a file. Raises InputError where it cannot be read."""
+    """Name, size and sha256 of a file; of a pipe, which can be read only once, the name. Raises InputError where it cannot be read."""
+    if path.exists() and not path.is_file():
+        return {"file": path.name, "size": "not known of a pipe"}
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -134,10 +134,13 @@ def read_scores(path: str | Path) -> tuple[Row, ...]:
     """
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            content = io.StringIO(file.read(), newline="")  # a pipe can be read once only
-        return tuple((_read_jsonl if content.getvalue().startswith("{") else _read_csv)(content, path))
+            return _rows_of(file.read(), path)  # a pipe can be read once only
     except OSError as error:
         raise DatasetError(f"{str(path)!r} cannot be read: {error.strerror}: {_REMEDY}") from error
+
+
+def _rows_of(content: str, path: str | Path) -> tuple[Row, ...]:
+    return tuple((_read_jsonl if content.startswith("{") else _read_csv)(io.StringIO(content, newline=""), path))
 
 
 def _read_csv(file: TextIO, path: str | Path) -> Iterator[Row]:
@@ -164,9 +167,9 @@ def _read_jsonl(file: TextIO, path: str | Path) -> Iterator[Row]:
 
 
 def resume_scores(path: Path, *, jsonl: bool = False, kind: type[Row] = Row) -> tuple[Row, ...]:
-    """The rows of a `kind` in a scores file that a run left unfinished; a torn last line is cut off it. Empty where there is no file.
+    """The whole rows of a `kind` in a scores file that a run left unfinished; see `cut_torn_row`. Empty where there is no file.
 
-    Raises DatasetError where the file is something else, of the other format or of the other kind, OutputError where it cannot be changed.
+    Raises DatasetError where the file is something else, of the other format or of the other kind, OutputError where it cannot be read.
     """
     if not path.exists():
         return ()
@@ -178,11 +181,22 @@ def resume_scores(path: Path, *, jsonl: bool = False, kind: type[Row] = Row) -> 
         named = b"defect_score" in whole.partition(b"\n")[0]
         if whole and named != (kind is NamedRow):
             raise DatasetError(f"{str(path)!r} was begun {'with' if named else 'without'} --defects: resume it so, or choose another --out")
-        if whole != content:
-            os.truncate(path, len(whole))
     except OSError as error:
         raise OutputError(f"cannot resume {path} ({error.strerror}); choose another --out") from error
-    return read_scores(path) if whole else ()
+    if whole:
+        return _rows_of(whole.decode("utf-8-sig", "surrogateescape"), path)
+    begun = b'{"file": ' if jsonl else _csv_line(tuple(column.name for column in fields(kind))).encode()
+    if not (content.startswith(begun) if len(content) > len(begun) else begun.startswith(content)):
+        raise DatasetError(f"{str(path)!r} is no scores file: there is nothing to resume; choose another --out")
+    return ()
+
+
+def cut_torn_row(path: Path, *, jsonl: bool = False) -> None:
+    """Cut what a run that was killed left of its last row, so that others can follow. Raises OutputError where the file cannot be changed."""
+    try:
+        os.truncate(path, _whole_lines(path.read_bytes(), jsonl))
+    except OSError as error:
+        raise OutputError(f"cannot resume {path} ({error.strerror}); choose another --out") from error
 
 
 def rest_of(files: Iterable[str], done: Sequence[Row]) -> Iterator[str]:

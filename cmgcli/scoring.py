@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 from cmgcli.errors import SettingsError
+from cmgcli.files import resolved
 from cmgcli.explain import explain
 from cmgcli.loader import BATCH
 from cmgcli.model import MAP_CALM, MAP_STRANGE, Inspection, Model
@@ -72,14 +73,14 @@ def score_files(
         SettingsError: the rows that are done are not by this model or these captions.
     """
     namer = None if phrases is None else Namer(model.encoder, phrases)
-    used = used_stems(done)
+    used = used_stems(done if maps or explained else ())
     pictured = maps is not None or explained is not None or namer is not None
     again = [] if live else last_batch(done, model.detector.settings.images_at_once(batch_size))
     inspections = model.inspect(chain((row.file for row in again), files), captions, batch_size=batch_size, live=live, maps=pictured)
     for inspection in after(again, inspections):
         if work is not None and inspection.view is not None:
             work.add(inspection.view)
-        if inspection.anomaly_map is not None:
+        if inspection.anomaly_map is not None and (maps or explained):
             stem = unused_stem(inspection.row.file, used)
             if maps is not None:
                 write_maps(inspection, maps, stem)
@@ -109,9 +110,9 @@ def after(done: Sequence[Row], inspections: Iterator[Inspection]) -> Iterator[In
     yield from inspections
 
 
-def used_stems(done: Iterable[Row]) -> set[str]:
-    """The names that the pictures of an earlier run's rows have."""
-    used: set[str] = set()
+def used_stems(done: Iterable[Row]) -> dict[str, int]:
+    """The names that the pictures of an earlier run's rows have; see `pictures.unused_stem`."""
+    used: dict[str, int] = {}
     for row in done:
         if not row.error:
             unused_stem(row.file, used)
@@ -131,14 +132,26 @@ def _named(namer: Namer, inspection: Inspection) -> NamedRow:
     return replace(row, defect=SEPARATOR.join(defect.name for defect in defects), defect_score=defects[0].score)
 
 
-def check_judged_alike(model: Model, rows: Iterable[Row]) -> None:
-    """Raise SettingsError where a row of a run that is gone on with was judged by another threshold than the model's, or by none."""
+def check_judged_alike(model: Model, rows: Iterable[Row], captions: Mapping[Path, str] | None = None) -> None:
+    """Raise SettingsError where a row of a run that is gone on with was judged by another threshold, rate or caption, or by none."""
+    calibration = model.detector.calibration
     for row in rows:
+        named = (captions or {}).get(resolved(row.file))
+        if not row.error and named is not None and named != row.caption:
+            raise SettingsError(
+                f"--resume: {row.file} was scored by the caption {row.caption!r}, which is {named!r} now; give the --captions that the file was begun with, or another --out"
+            )
         if row.score is not None and row.anomalous is None:
             raise SettingsError(f"--resume: {row.file} was scored by --zero-shot, without a model; go on with --zero-shot, or give another --out")
         threshold = model.detector.threshold_of(row.caption)
         if row.score is None or math.isclose(row.score, threshold, rel_tol=READ_BACK):
             continue
+        group = model.detector.language.group_of(row.caption)
+        if row.p_value is not None and abs(row.p_value - calibration.p_value(row.score, group)) > 1.5 / (len(calibration.scores_for(group)) + 1):  # a tie may be read back on its other side
+            raise SettingsError(
+                f"--resume: {row.file} has the p-value {row.p_value:g}, which is {calibration.p_value(row.score, group):.3g} now: another model or --false-alarm; "
+                "give those that the file was begun with, or another --out"
+            )
         if row.anomalous != (row.score > threshold):
             verdict = "anomalous" if row.anomalous else "normal"
             raise SettingsError(

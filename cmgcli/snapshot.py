@@ -85,7 +85,11 @@ def _load(path: Path, key: str, module: nn.Module, optimizer: torch.optim.Optimi
     if metadata.get("key") != key:
         logger.warning("%s belongs to a fit of other images or settings; the training starts anew", path)
         return None
-    module.load_state_dict({name.removeprefix("module."): t for name, t in tensors.items() if name.startswith("module.")})
+    try:
+        module.load_state_dict({name.removeprefix("module."): t for name, t in tensors.items() if name.startswith("module.")})
+    except RuntimeError:
+        logger.warning("%s was written by another version of cmg; the training starts anew", path)
+        return None
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):

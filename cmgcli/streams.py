@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -12,7 +13,7 @@ from typing import Any, TextIO
 from cmgcli import ranks
 from cmgcli.console import say, silence_stdout
 from cmgcli.errors import InputError, OutputError, SettingsError
-from cmgcli.files import resolved
+from cmgcli.files import identity, resolved
 
 
 @contextmanager
@@ -93,11 +94,15 @@ def training_state(out: Path, resume: bool) -> Iterator[Path]:
         return
 
     def states() -> list[Path]:
-        return [path for path in state.parent.iterdir() if path.name == state.name or path.name.startswith(f"{state.name}.")]
+        spaces = re.compile(re.escape(state.name) + r"(\.space\d+)?")
+        return [path for path in state.parent.iterdir() if spaces.fullmatch(path.name) and path.is_file()]
 
     def clear() -> None:
         for path in states():
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise OutputError(f"cannot remove {path}, the state of an earlier training ({error.strerror}); remove it or choose another --out") from error
 
     if resume and not states():
         say(f"nothing to resume: there is no {state}")
@@ -170,6 +175,12 @@ def must_be_writable(files: Mapping[str, Path | None], *, read: Iterable[Path | 
         first = taken.setdefault(resolved(path), option)
         if first != option and (path.is_file() or not path.exists()):  # a device takes both
             raise OutputError(f"cannot write {path}: {first} writes it too; choose another {option}")
+
+
+def among(written: Iterable[Path | None], files: Iterable[str]) -> list[str]:
+    """Those of the listed images that are a file to write, or may become it; what comes from a pipe is not known yet."""
+    there = {identity(path) for path in written if path is not None} - {None}
+    return [file for file in files if identity(file) in there] if there and isinstance(files, list) else []
 
 
 def _check_place(path: Path, option: str) -> None:

@@ -25,12 +25,6 @@ ACTIVATIONS = {
 }
 
 
-def native_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices natively: it has avx512_bf16 or AMX."""
-    able = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-
-
 @dataclass(frozen=True)
 class TowerShape:
     """What the weights do not say of themselves."""

@@ -212,7 +212,7 @@ def relevance_of(meter: Meter, estimator: str, full: ImageFeatures, text: Tensor
     match, rows = token_match(meter, text, full.embedding), torch.arange(len(text), device=text.device)
     if estimator == "sampled":
         return cmer.sampled(match, rows, meter.encoder.grid).relevance
-    return cmer.occlusion(match, rows, meter.encoder.grid, window=3, stride=2)
+    return cmer.occlusion(match, rows, meter.encoder.grid, stride=2)
 
 
 def best_other(whole: Tensor, text: Tensor, own: int) -> tuple[int | None, float | None]:

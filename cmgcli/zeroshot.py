@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 
@@ -23,9 +24,10 @@ from cmgcli.detector import Blend, fit_blend, top_mean
 from cmgcli.encoder import Encoder, choose_device, choose_precision, load_encoder
 from cmgcli.errors import ImageError, SettingsError
 from cmgcli.files import resolved
-from cmgcli.head import DefectHead, fast_bfloat16, head_map, patch_mask_to
+from cmgcli.head import DefectHead, head_map, patch_mask_to
 from cmgcli.loader import BATCH, decoded
-from cmgcli.model import Inspection, Parts, on_grid, weighted_map
+from cmgcli.model import NO_NUMBER, Inspection, Parts, on_grid, weighted_map
+from cmgcli.precision import fast_bfloat16
 from cmgcli.pretrained_head import load_head
 from cmgcli.prompts import DEFECTIVE, FLAWLESS, prompts
 from cmgcli.rows import Row
@@ -54,10 +56,16 @@ class States:
 
     def odds(self, embedding: Tensor, caption: str) -> float:
         """Log-odds that an image (D,) shows a defective state, or what another caption names, against a flawless state of its own."""
-        own = self.captions.index(caption)
-        others = [u for u in range(len(self.captions)) if u != own]
-        logits = self.sharpness * torch.cat([self.defective[own, None], self.flawless[others]]).to(embedding) @ embedding
-        return float(logits.logsumexp(0) - self.sharpness * self.flawless[own].to(embedding) @ embedding)
+        own = self.number[caption]
+        flawless = self.sharpness * self.flawless.to(embedding) @ embedding  # (U,)
+        against = flawless.clone()
+        against[own] = self.sharpness * self.defective[own].to(embedding) @ embedding
+        return float(against.logsumexp(0) - flawless[own])
+
+    @cached_property
+    def number(self) -> dict[str, int]:
+        """The number of each caption."""
+        return {caption: number for number, caption in enumerate(self.captions)}
 
 
 def states_of(encoder: Encoder, captions: Sequence[str]) -> States:
@@ -77,15 +85,19 @@ class References:
     owners: Tensor  # (M,) int64, which image each patch is of
     names: tuple[Path, ...]  # the images, resolved
 
+    def alone(self, name: Path) -> bool:
+        """Whether there is no image to compare this one with."""
+        return all(other == name for other in self.names)
+
     def distances(self, patches: Tensor, name: Path) -> Tensor | None:
         """How far each patch (K, V) lies from its nearest in the images that look most alike: (K,); None without another image.
 
         For each other image the distance to its nearest patch; of these the mean of the lowest `ALIKE_SHARE`. The image itself,
         by its name, tells nothing.
         """
-        others = [number for number, other in enumerate(self.names) if other != name]
-        if not others:
+        if self.alone(name):
             return None
+        others = [number for number, other in enumerate(self.names) if other != name]
         distances = torch.cdist(patches.to(self.features), self.features)  # (K, M)
         nearest = torch.full((len(patches), len(self.names)), torch.inf, device=distances.device)
         nearest.scatter_reduce_(1, self.owners.expand(len(patches), -1), distances, "amin")
@@ -113,9 +125,15 @@ class ZeroShot:
     def _inspection(self, name: Path | str, view: View, maps: bool) -> Inspection:
         caption = self.caption_of[resolved(name)]
         parts = self.judge(view, caption, resolved(name))
+        told = parts.values.copy()
+        if self.references[caption].alone(resolved(name)):
+            told[1] = self.blend.location[1]  # what nothing is known of counts as usual
+        score = float(self.blend(told[None])[0])
+        if not np.isfinite(score):
+            return Inspection(Row(file=str(name), caption=caption, error=NO_NUMBER))
         row = Row(
             file=str(name),
-            score=float(self.blend(parts.values[None])[0]),
+            score=score,
             image_score=float(parts.values[0]),
             patch_score=None if np.isnan(parts.values[1]) else float(parts.values[1]),
             head_score=float(parts.values[2]),
@@ -137,7 +155,7 @@ class ZeroShot:
 
     def look(self, images: Sequence[np.ndarray], captions: Sequence[str]) -> list[View]:
         """The images through CMER, each under its caption."""
-        text = self.states.text[[self.states.captions.index(caption) for caption in captions]]
+        text = self.states.text[[self.states.number[caption] for caption in captions]]
         return look(self.encoder, images, list(text), layers=self.encoder.feature_layers, relevance=choose_relevance(self.encoder, None), keep="auto")
 
     def looked(self, paths: Iterable[Path | str], batch_size: int, live: bool = False) -> Iterator[tuple[Path | str, View | ImageError]]:

@@ -37,7 +37,7 @@ FLOORS = (
     {"snapshot", "head", "images", "changes", "defects", "captions"},
     {"parts", "surfaces", "camera"},
     {"containers", "defect_kinds", "files", "lettering", "sheet", "tiles", "prompts", "products", "ranks"},
-    {"jpeg", "shapes", "materials", "words"},
+    {"jpeg", "shapes", "materials", "words", "precision"},
     {"errors"},
 )
 

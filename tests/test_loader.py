@@ -1,13 +1,14 @@
 """Decoding ahead: order, full batches, live sources, errors of the source."""
 
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cmgcli import loader
-from cmgcli.errors import ImageError
+from cmgcli.errors import ImageError, SettingsError
 from cmgcli.images import read_image, write_png
 from cmgcli.loader import ImageStore, decoded
 
@@ -94,3 +95,23 @@ def test_where_all_images_fit_all_are_there_and_read_once(files, monkeypatch):
     store = ImageStore(files)
     assert [store.there(turn) for turn in (0, 1, 9)] == [list(range(7))] * 3
     assert len(reads) == 7
+
+
+def test_large_images_are_not_decoded_far_ahead(files, monkeypatch):
+    monkeypatch.setattr(loader, "AHEAD", 130)  # two images of 60 bytes
+    reads = []
+    monkeypatch.setattr(loader, "read_image", lambda path: reads.append(path) or read_image(path))
+    batches = decoded(files * 3, batch_size=4)
+    seen = 0
+    for batch in batches:
+        seen += len(batch)
+        assert all(not isinstance(image, ImageError) for _, image in batch)
+        time.sleep(0.3)
+        assert len(reads) <= seen + 2 + 2, "two threads may each have begun one more"
+    assert seen == 21
+
+
+def test_a_batch_size_that_is_none_is_refused(files):
+    for size in (0, -1, "4", True):
+        with pytest.raises(SettingsError, match="batch size: expected a whole number from 1 up"):
+            next(decoded(files, batch_size=size))

@@ -189,10 +189,10 @@ def test_ctrl_c_leaves_whole_masks_and_says_so(small_line, tmp_path, monkeypatch
 
     written = []
 
-    def write_or_interrupt(*arguments):
+    def write_or_interrupt(*arguments, **options):
         if len(written) == 3:
             raise KeyboardInterrupt
-        written.append(pictures.write_mask_pictures(*arguments))
+        written.append(pictures.write_mask_pictures(*arguments, **options))
 
     monkeypatch.setattr(masking, "write_mask_pictures", write_or_interrupt)
     run = cmg_here("mask", "--images", small_line / "images", "--caption", "a part", "--out", tmp_path / "masks")

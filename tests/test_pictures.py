@@ -79,12 +79,12 @@ def test_another_picture_is_no_map(tmp_path):
 
 
 def test_pictures_of_two_files_with_one_stem_have_two_names():
-    used: set[str] = set()
+    used: dict[str, int] = {}
     assert [pictures.unused_stem(file, used) for file in ("a/x.png", "b/x.jpg", "x-2.png", "caf\udce9.png")] == ["x", "x-2", "x-2-2", "caf?"]
 
 
 def test_a_file_name_may_be_as_long_as_the_file_system_allows(tmp_path):
-    used: set[str] = set()
+    used: dict[str, int] = {}
     names = [pictures.unused_stem(file, used) for file in ("a" * 251 + ".png", "a" * 250 + "b.png", "\u00e4" * 125 + ".png")]
     assert len(set(names)) == 3
     for name in names:

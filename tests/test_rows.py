@@ -174,8 +174,18 @@ def test_resume_cuts_a_torn_row_wherever_it_is_torn(tmp_path, jsonl):
     for cut in range(len(whole)):
         path.write_bytes(whole[:cut])
         assert rows.resume_scores(path, jsonl=jsonl) == written[: max(sum(end <= cut for end in ends) - 1, 0)]
+        assert path.read_bytes() == whole[:cut], "it is cut when rows are to follow"
+        rows.cut_torn_row(path, jsonl=jsonl)
         assert path.read_bytes() == whole[: max((end for end in ends if end <= cut), default=0)]
     assert rows.resume_scores(tmp_path / "none", jsonl=jsonl) == ()
+
+
+@pytest.mark.parametrize(("content", "jsonl"), [("KEY=secret", False), ("KEY=secret", True), ('{"a": 1}', True), ('a,b\n1,2\n3,"4', False), ("file,score\n", False)])
+def test_resume_refuses_another_file_and_leaves_it_as_it_is(tmp_path, content, jsonl):
+    (tmp_path / "s").write_text(content)
+    with pytest.raises(DatasetError):
+        rows.resume_scores(tmp_path / "s", jsonl=jsonl)
+    assert (tmp_path / "s").read_text() == content
 
 
 def test_resume_refuses_the_other_format(tmp_path):

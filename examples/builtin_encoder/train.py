@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmgcli import line
-from cmgcli.adapt import fast_bfloat16
+from cmgcli.precision import fast_bfloat16
 from cmgcli.clip import BUILTIN, WEIGHTS, builtin_tokenizer
 from cmgcli.encoder import save_builtin, trained_builtin_model
 from cmgcli.metrics import auroc

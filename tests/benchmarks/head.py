@@ -20,10 +20,11 @@ from cmgcli import defects, head as head_module
 from cmgcli.adapt import Scene, draw_crops, train_head
 from cmgcli.dataset import Record, read_dataset, test_records, training_records
 from cmgcli.encoder import Encoder, load_encoder
-from cmgcli.head import DefectHead, fast_bfloat16, head_map, peaks_and_map
+from cmgcli.head import DefectHead, head_map, peaks_and_map
 from cmgcli.images import read_image
 from cmgcli.metrics import auroc
 from cmgcli.pipeline import GO_ON_RATE
+from cmgcli.precision import fast_bfloat16
 from cmgcli.pretrained_head import load_head
 from cmgcli.view import View, look
 
