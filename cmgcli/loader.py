@@ -17,7 +17,7 @@ Decoded = tuple[Path | str, np.ndarray | ImageError]
 
 BATCH = 16
 PATIENCE = 0.05
-AHEAD = 256_000_000  # bytes of pixels
+THREADS, AHEAD = 2, 256_000_000  # that decode ahead; bytes of pixels
 
 
 def decoded(paths: Iterable[Path | str], *, batch_size: int = BATCH, live: bool = False) -> Iterator[list[Decoded]]:
@@ -48,15 +48,13 @@ def decoded(paths: Iterable[Path | str], *, batch_size: int = BATCH, live: bool 
             for path in paths:
                 if stopped.is_set():
                     return
-                while ahead.size > AHEAD and not stopped.is_set():
-                    ahead.shrunk.wait(0.1)
-                    ahead.shrunk.clear()
+                ahead.wait_for_room(stopped)
                 put((path, pool.submit(ahead.decode, path)))
             put(None)
         except BaseException as error:  # noqa: BLE001 - handed to the consumer, who raises it
             put(error)
 
-    pool = ThreadPoolExecutor(2)
+    pool = ThreadPoolExecutor(THREADS)
     threading.Thread(target=feed, daemon=True).start()
     try:
         yield from _batches(pending, batch_size, PATIENCE if live else None, ahead)
@@ -66,23 +64,33 @@ def decoded(paths: Iterable[Path | str], *, batch_size: int = BATCH, live: bool 
 
 
 class _Ahead:
-    """What is decoded and not yet taken: ``size`` in bytes."""
+    """What is being decoded, and what is decoded and not yet taken."""
 
     def __init__(self) -> None:
-        self.size, self.shrunk, self._lock = 0, threading.Event(), threading.Lock()
+        self._decoding = self._bytes = 0
+        self._changed = threading.Condition()
+
+    def wait_for_room(self, stopped: threading.Event) -> None:
+        with self._changed:
+            while not stopped.is_set() and (self._decoding >= 2 * THREADS or self._bytes > AHEAD):
+                self._changed.wait(0.1)
+            self._decoding += 1
 
     def decode(self, path: Path | str) -> np.ndarray | ImageError:
         image = _decode(path)
-        with self._lock:
-            self.size += getattr(image, "nbytes", 0)
+        self._change(-1, image)
         return image
 
     def taken(self, future: Future) -> np.ndarray | ImageError:
         image = future.result()
-        with self._lock:
-            self.size -= getattr(image, "nbytes", 0)
-        self.shrunk.set()
+        self._change(0, image, sign=-1)
         return image
+
+    def _change(self, decoding: int, image: np.ndarray | ImageError, sign: int = 1) -> None:
+        with self._changed:
+            self._decoding += decoding
+            self._bytes += sign * getattr(image, "nbytes", 0)
+            self._changed.notify_all()
 
 
 def _batches(pending: queue.Queue, batch_size: int, patience: float | None, ahead: _Ahead) -> Iterator[list[Decoded]]:

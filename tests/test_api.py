@@ -11,6 +11,7 @@ from typer.models import OptionInfo
 
 import cmgcli
 from cmgcli import cli, evaluation, model, pipeline
+from cmgcli.errors import SettingsError
 
 PACKAGE = Path(cmgcli.__file__).parent
 ASIDE = {"context", "quiet", "verbose"}  # what every command may have
@@ -99,3 +100,21 @@ def test_the_types_are_shipped():
 def test_no_module_is_long():
     lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.glob("*.py")}
     assert {name: length for name, length in lengths.items() if length > 375} == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("bank_size", 0), ("epochs", 0), ("neighbours", -1), ("neighbours", 1.5), ("adapt_steps", -5), ("batch_size", "4"), ("seed", 2**63)]
+)
+def test_a_setting_that_is_no_count_is_refused(small_line, name, value):
+    with pytest.raises(SettingsError, match=f"{name.replace('_', ' ')}: expected a whole number from"):
+        cmgcli.fit(small_line, small_line / "metadata.csv", **{name: value})
+
+
+def test_captions_are_known_by_any_path_and_from_a_file(small_line, small_model, monkeypatch):
+    monkeypatch.chdir(small_line)
+    path, caption = "images/test_0000.png", "a photo of a copper flange"
+    (expected,) = small_model.score([path], {(small_line / path).resolve(): caption})
+    assert expected.caption == caption
+    for name in (path, Path(path), small_line / "images/../images/test_0000.png"):
+        assert list(small_model.score(path, {name: caption})) == [expected]
+    assert [row.caption for row in small_model.score([path], "metadata.csv")] == ["a photo of a brass gear"]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,6 +18,7 @@ import pytest
 from shell import cmg, cmg_here, heed_interrupts, table, wrong
 
 from cmgcli import contact, pictures
+from cmgcli.calibrate import calibrate
 from cmgcli.rows import COLUMNS, read_scores
 
 
@@ -139,6 +141,36 @@ def test_resume_refuses_rows_that_another_rate_would_judge_otherwise(small_line,
     wrong(cmg_here(*command, *images), "--resume", "is called anomalous", "--false-alarm")
     assert (tmp_path / "scores.csv").read_bytes() == before
     assert cmg_here(*command, "--false-alarm", 0.3, *images).returncode == 0
+
+
+def test_resume_refuses_rows_that_other_captions_gave(small_line, model_file, tmp_path):
+    images = sorted((small_line / "images").glob("test*"))[:4]
+    sheet = (small_line / "metadata.csv").read_text()
+    (tmp_path / "changed.csv").write_text(sheet.replace("test_0000.png,a photo of a brass gear", "test_0000.png,a photo of a copper flange"))
+    command = ("score", "--model", model_file, "--batch-size", 1, "--images", small_line, "--out", tmp_path / "scores.csv")
+    assert cmg_here(*command, "--captions", small_line / "metadata.csv", *images[:3]).returncode == 0
+    before = (tmp_path / "scores.csv").read_bytes()
+    wrong(cmg_here(*command, "--captions", tmp_path / "changed.csv", "--resume", *images), "--resume", "test_0000.png", "copper flange", "--captions")
+    assert (tmp_path / "scores.csv").read_bytes() == before
+
+
+def test_resume_refuses_rows_with_other_p_values(small_line, model_file, tmp_path):
+    image, out = small_line / "images/test_0000.png", tmp_path / "scores.csv"
+    assert cmg_here("score", "--model", model_file, "--out", out, image).returncode == 0
+    (row,) = table(out.read_text())
+    out.write_text(out.read_text().replace(f",{row['p_value']},", f",{max(0.01, float(row['p_value']) - 0.5):g},"))
+    wrong(cmg_here("score", "--model", model_file, "--out", out, "--resume", image), "--resume", "has the p-value", "--false-alarm")
+
+
+def test_no_gate_without_a_threshold(small_line, small_model, tmp_path):
+    calibration = calibrate([], false_alarm=0.1)
+    replace(small_model, detector=replace(small_model.detector, calibration=calibration)).save(tmp_path / "m.cmg")
+    image, labels = small_line / "images/test_0000.png", small_line / "metadata.csv"
+    for gate in (("--fail-on-anomaly",), ("--max-anomalies", "2%")):
+        wrong(cmg_here("score", "--model", tmp_path / "m.cmg", "-q", *gate, image), gate[0], "the model has no threshold")
+    for gate in ("--max-false-alarm", "--max-miss"):
+        wrong(cmg_here("eval", "--model", tmp_path / "m.cmg", "-q", "--images", small_line, "--labels", labels, gate, 1), gate, "the model has no threshold")
+    assert cmg_here("eval", "--model", tmp_path / "m.cmg", "-q", "--images", small_line, "--labels", labels, "--min-auroc", 0).returncode == 0
 
 
 def test_resume_refuses_rows_of_another_model(small_line, model_file, tmp_path):

@@ -80,3 +80,10 @@ def test_a_worse_part_always_gives_a_higher_score():
 def test_constant_normals_do_not_divide_by_zero():
     blend = fit_blend(np.zeros((5, 3)), np.ones((5, 3)), NONE)
     assert np.isfinite(blend(np.array([[0.0, 0, 0], [1, 1, 1]]))).all()
+
+
+def test_a_part_that_is_no_number_makes_the_score_none():
+    blend = Blend(np.zeros(3), np.ones(3), np.array([0.5, 0.5, 0.0]))
+    with np.errstate(all="raise"):
+        scores = blend(np.array([[0.0, 0.0, np.nan], [np.nan, 0.0, 0.0], [0.0, np.inf, 0.0]]))
+    assert np.isfinite(scores).tolist() == [True, False, False]

@@ -167,3 +167,21 @@ def test_no_input_is_said(model_file, tmp_path):
     assert run.out.count("\n") == 1 and f"no image in {tmp_path}" in run.err
     gate = cmg_here("score", "--model", model_file, "--fail-on-anomaly", tmp_path)
     assert gate.returncode == 1 and "no image could be judged, which --fail-on-anomaly asks for" in gate.err
+
+
+@pytest.mark.parametrize("end", ["2>&1 | true", "2>&-", "2>/dev/full"])
+@pytest.mark.parametrize(("arguments", "code"), [("score --model none.cmg x.png", 2), ("score --bogus", 2), ("score --model {model} --fail-on-anomaly none.png", 1), ("score --model {model} --out /dev/null none.png", 3)])
+def test_the_exit_code_is_the_same_where_standard_error_is_closed_or_broken(model_file, end, arguments, code):
+    command = f"{sys.executable} -m cmgcli {arguments.format(model=model_file)} {end}; exit ${{PIPESTATUS[0]}}"
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert run.returncode == code
+    assert "cmg: " not in run.stdout and run.stderr == ""
+
+
+def test_where_standard_error_is_closed_a_fit_and_an_evaluation_go_on(small_line, model_file, tmp_path):
+    fit = f"fit --no-adapt -q --images {small_line} --captions {small_line}/metadata.csv --out {tmp_path}/m.cmg"
+    evaluate = f"eval --model {model_file} --images {small_line} --labels {small_line}/metadata.csv"
+    for command in (fit, evaluate):
+        run = subprocess.run(["bash", "-c", f"{sys.executable} -m cmgcli {command} 2>&-"], capture_output=True, text=True, check=False)
+        assert run.returncode == 0 and "cmg: " not in run.stdout
+    assert (tmp_path / "m.cmg").is_file()

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from shell import cmg, cmg_here, table, wrong
 
+from cmgcli.files import write_whole
 from cmgcli.rows import read_scores
 
 
@@ -210,3 +211,39 @@ def test_ctrl_c_in_an_evaluation_says_how_to_do_it_in_steps(small_line, model_fi
     monkeypatch.setattr(audit, "audit_model", interrupt)
     run = cmg_here("eval", "--model", model_file, "--images", small_line, "--report", tmp_path / "r.html")
     assert run.returncode == 130 and "cmg eval --scores" in run.err and not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_link_to_an_input_is_no_output(place, link):
+    image = place / "line/images/test_0000.png"
+    before = image.read_bytes()
+    link(image, "rows.csv")
+    wrong(cmg_here(*PLAIN.split(), "--out", "rows.csv"), "cannot write rows.csv", "this command reads it")
+    assert image.read_bytes() == before
+
+
+def test_a_file_is_written_whole_through_a_link_and_keeps_its_rights(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real/x").write_bytes(b"old")
+    (tmp_path / "real/x").chmod(0o600)
+    (tmp_path / "link").symlink_to("real/x")
+    write_whole(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real/x").read_bytes() == b"new"
+    assert (tmp_path / "real/x").stat().st_mode & 0o777 == 0o600
+    assert len(list((tmp_path / "real").iterdir())) == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_figures_that_cannot_be_written_are_one_line(place):
+    command = f"{EVAL} --model model.cmg --images line --json /dev/full"
+    run = cmg(*command.split())
+    assert run.returncode == 2 and "evaluation" in run.out
+    assert run.err == "cmg: /dev/full cannot be written (No space left on device); is the disk full?\n"
+
+
+def test_a_fit_clears_away_the_state_of_its_trainings_and_nothing_else(place):
+    for name in ("m.cmg.training.log", "m.cmg.training", "m.cmg.training.space0"):
+        Path(name).write_text("mine")
+    Path("m.cmg.training.space1").mkdir()
+    assert cmg_here("fit", "--no-adapt", "--images", "line", "--captions", "line/metadata.csv", "--out", "m.cmg").returncode == 0
+    assert sorted(path.name for path in place.glob("m.cmg.*")) == ["m.cmg.training.log", "m.cmg.training.space1"]
