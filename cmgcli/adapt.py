@@ -88,8 +88,9 @@ def train_head(
             ``snapshot_key`` goes on; the result is that of an undisturbed run.
         progress: called with the step, the number of steps, the loss and the last AUROC.
     """
-    torch.manual_seed(seed)
-    head = (DefectHead() if start is None else start).to(device).requires_grad_(True).train()
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        head = (DefectHead() if start is None else start).to(device).requires_grad_(True).train()
     optimizer = _optimizer(head, learning_rate)
     bfloat16 = fast_bfloat16(device) if precision is None else precision == "bfloat16"
     descent = round(steps * DECAY)

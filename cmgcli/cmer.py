@@ -23,7 +23,7 @@ from cmgcli.errors import SettingsError
 
 Match = Callable[[Tensor, Tensor], Tensor]
 
-MATCH_FLOOR = 0.27
+MATCH_FLOOR = 0.27  # of the built-in encoder's cosines
 WINDOW = 3  # patches a side, that are hidden together
 FEWEST_PAIRS = 8
 TOLERANCE = 0.2  # of the range of a match over the sizes
@@ -178,6 +178,7 @@ def keep_mask(
     keep: float | str = "auto",
     sizes: Sequence[float] = KEEP_SIZES,
     tolerance: float = TOLERANCE,
+    floor: float = MATCH_FLOOR,
 ) -> Tensor:
     """The keep mask (B, P) bool: nearly the best match, and no hole where a defect could fall through.
 
@@ -185,7 +186,7 @@ def keep_mask(
     (of the match's own range over the sizes, at least 0.01 in cosine) of the best: what does not lower the match may
     stay, because a part of an object matches its caption as well as the whole, and the rest of the object is where a
     defect may be (``tests/benchmarks/keep_rule.py`` compares it with the smallest set). Where no set reaches
-    `MATCH_FLOOR`, the caption says nothing about the image and everything is kept. A number keeps that share. A defect
+    ``floor``, the caption says nothing about the image and everything is kept. A number keeps that share. A defect
     lowers the match of its own patch, so the set is then closed, its holes are filled and it is grown by one patch.
 
     Raises:
@@ -201,7 +202,7 @@ def keep_mask(
         within = (matches >= best - slack).to(torch.int8)
         last = len(counts) - 1 - within.flip(1).argmax(dim=1)  # (B,)
         chosen = torch.tensor(counts, device=relevance.device)[last]
-        chosen[best.squeeze(1) < MATCH_FLOOR] = patches
+        chosen[best.squeeze(1) < floor] = patches
     else:
         chosen = torch.full((len(relevance),), max(1, round(keep * patches)), device=relevance.device)
     rank = relevance.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # (B, P)

@@ -146,9 +146,9 @@ class Explanation:
 
 
 _MEANINGS = {
-    "image_score": "it lies far from where its caption puts it",
-    "patch_score": "there are patches like none of the good parts",
-    "head_score": "it sees a defect in the pixels",
+    "image_score": "it lies unusually far from its caption",
+    "patch_score": "some are unlike those of most good parts",
+    "head_score": "it sees more in the pixels than usual",
 }
 
 

@@ -33,6 +33,7 @@ from cmgcli.errors import OutputError, SettingsError
 from cmgcli.files import write_whole
 from cmgcli.model import Model
 from cmgcli.tower import Tower, TowerOutput
+from cmgcli.view import match_floor
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +144,7 @@ class Inspector(nn.Module):
         if detector.head is not None and size[0] * size[1] > head.MAX_PIXELS:
             raise SettingsError(f"cmg export: expected at most {head.MAX_PIXELS} pixels, got {size[0]} x {size[1]}; export for a smaller size, and resize the images to it")
         self.keep = settings.keep if settings.cmer else None
+        self.match_floor = match_floor(encoder)
         self.layers, self.grid = settings.layers, encoder.grid
         self.tower = _float_tower(encoder.tower)
         self.to_square = _squash(size, encoder.image_size)
@@ -197,7 +199,7 @@ class Inspector(nn.Module):
             best = matches.max()
             within = matches >= best - (cmer.TOLERANCE * (best - matches.min())).clamp(min=0.01)
             largest = (within * torch.tensor(sizes)).max()
-            chosen = torch.where(best < cmer.MATCH_FLOOR, count, largest)
+            chosen = torch.where(best < self.match_floor, count, largest)
         else:
             chosen = max(1, round(self.keep * count))
         return grown((rank < chosen).view(self.grid)).flatten()

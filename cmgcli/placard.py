@@ -180,8 +180,8 @@ def _place_words(place: Place) -> list[tuple[int, str]]:
 def _compared(spreads: float) -> str:
     """How far a place lies above the strangest places of a typical good part, in spreads of good ones."""
     if spreads <= 0:
-        return "no stranger than the strangest of a good part"
-    return f"{spreads:.1f} spreads above the strangest of a good part"
+        return "no stranger than the strangest of a typical good part"
+    return f"{spreads:.1f} spreads above the strangest of a typical good part"
 
 
 def _crop(page: np.ndarray, picture: np.ndarray, top: int, left: int, colour: tuple[int, int, int]) -> None:

@@ -80,8 +80,9 @@ def train_projection(
     """
     count, dim = embeddings.shape
     directions = check_latent_dim(latent_dim, dim) or dim
-    torch.manual_seed(seed)
-    latent = Latent(kind, dim, directions)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        latent = Latent(kind, dim, directions)
     latent.mean.copy_(embeddings.double().mean(0))
     latent.whiten.copy_(whiten)
     latent.to(device).train()

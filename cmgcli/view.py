@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
@@ -140,8 +141,15 @@ def look(
     kept = torch.ones_like(scores, dtype=torch.bool)
     if keep is not None:
         match = pooled_match(full.dense, captions) if pooled else token_match(meter, captions, full.embedding)
-        kept = cmer.keep_mask(match, scores, encoder.grid, keep=keep, sizes=cmer.KEEP_SIZES if pooled else cmer.FEW_KEEP_SIZES)
+        sizes = cmer.KEEP_SIZES if pooled else cmer.FEW_KEEP_SIZES
+        kept = cmer.keep_mask(match, scores, encoder.grid, keep=keep, sizes=sizes, floor=match_floor(encoder))
     return _views(meter, full, images, captions, scores, kept, layers)
+
+
+def match_floor(encoder: Encoder) -> float:
+    """The cosine below which a caption says nothing about an image. Told for the built-in encoder only: where the cosines of true captions
+    lie is another matter for each, about 0.3 for many CLIP models, 0.1 for SigLIP, which would keep all patches of all images."""
+    return cmer.MATCH_FLOOR if encoder.name == "builtin" else -math.inf
 
 
 def views_of(images: Sequence[np.ndarray | ImageError], texts: Sequence, looking: Callable[[list[np.ndarray], list], list[View]]) -> list[View | ImageError]:

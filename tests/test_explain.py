@@ -85,7 +85,7 @@ def test_the_words_say_what_decided(found):
         return replace(found, row=replace(found.row, score=score), parts=made_parts(*excess)).reason
 
     assert said(0.5, -0.1, 0, 0) == "Nothing here is stranger than in a typical good part."
-    assert said(4.0, 0.1, 0.2, 3.0) == "91% of what it has above a typical good part comes from the defect head: it sees a defect in the pixels."
+    assert said(4.0, 0.1, 0.2, 3.0) == "91% of what it has above a typical good part comes from the defect head: it sees more in the pixels than usual."
     assert said(4.0, 1.0, 1.1, 0.9) == "No part alone decides: the patches and the whole image and the defect head add up."
     anomalous = replace(found.row, score=5.0, anomalous=1)
     other = replace(found.other, score=1.0, passes=True)
