@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -129,22 +130,12 @@ class Encoder:
         Raises:
             EncoderError: a single image does not fit into memory.
         """
-        while True:
-            try:
-                return self._forward(pixels, index, layers)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                tried = min(self.at_once or len(pixels), len(pixels))
-                if tried == 1:
-                    raise self._too_small(error) from error
-            self.at_once = (tried + 1) // 2  # here the error is gone, and with it the tensors of the forward pass that its traceback held
-            logger.warning("%d images at once did not fit into memory; from now on %d go through the encoder at once", tried, self.at_once)
+        return self._fitting(len(pixels), lambda step: self._forward(pixels, index, layers, step))
 
     def encode_with_worth(self, pixels: Tensor, text: Callable[[Tensor, slice], Tensor], *, layers: Sequence[int] = ()) -> tuple[ImageFeatures, Tensor, Tensor]:
         """`encode_image` of all patches, and what each of them is worth to the match with a caption, to first order.
 
-        Costs a forward and a backward pass, each image for itself, so that memory holds what one of them needs.
+        Costs a forward and a backward pass; where a batch does not fit into memory, half as many go at once from then on.
 
         Args:
             pixels: (B, 3, S, S) float32, from `preprocess`.
@@ -155,37 +146,46 @@ class Encoder:
         Raises:
             EncoderError: a single image does not fit into memory.
         """
-        features, captions, worths = [], [], []
-        for i in range(len(pixels)):
-            row = slice(i, i + 1)
+        return self._fitting(len(pixels), lambda step: self._forward_and_back(pixels, text, layers, step))
+
+    def _fitting(self, count: int, compute: Callable[[int], Any]) -> Any:
+        """What ``compute`` gives for so many images at once as fit into memory."""
+        while True:
             try:
-                with torch.inference_mode(False), torch.enable_grad():
-                    weight = torch.zeros(1, self.patch_count, device=self.device, requires_grad=True)
-                    out = self.tower(pixels[row].clone(), None, layers, weight)
-                    embedding = nn.functional.normalize(out.embedding, dim=-1)
-                    caption = text(embedding.detach(), row).clone()
-                    (worth,) = torch.autograd.grad((embedding * caption).sum(), weight)
+                return compute(self.at_once or count)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                raise self._too_small(error) from error
-            features.append(ImageFeatures(embedding.detach(), out.dense.detach(), tuple(layer.detach() for layer in out.layers)))
-            captions.append(caption)
-            worths.append(worth)
-        patches = tuple(torch.cat(parts) for parts in zip(*(one.patches for one in features), strict=True))
-        joined = ImageFeatures(torch.cat([one.embedding for one in features]), torch.cat([one.dense for one in features]), patches)
-        return joined, torch.cat(captions), torch.cat(worths)
+                tried = min(self.at_once or count, count)
+                if tried == 1:
+                    raise self._too_small(error) from error
+            self.at_once = (tried + 1) // 2  # here the error is gone, and with it the tensors of the forward pass that its traceback held
+            logger.warning("%d images at once did not fit into memory; from now on %d go through the encoder at once", tried, self.at_once)
 
     def _too_small(self, error: BaseException) -> EncoderError:
         """What to raise where a single image does not fit into memory."""
         return EncoderError(f"encoder {self.name}: there is not enough memory on {self.device} for one image ({first_line(error)}); choose a smaller encoder")
 
-    def _forward(self, pixels: Tensor, index: Tensor | None, layers: Sequence[int]) -> ImageFeatures:
-        step = self.at_once or len(pixels)
+    def _forward(self, pixels: Tensor, index: Tensor | None, layers: Sequence[int], step: int) -> ImageFeatures:
         outs = [self.tower(pixels[i : i + step], None if index is None else index[i : i + step], layers) for i in range(0, len(pixels), step)]
-        embedding = nn.functional.normalize(torch.cat([out.embedding for out in outs]), dim=-1)
-        patches = tuple(torch.cat(parts) for parts in zip(*(out.layers for out in outs), strict=True))
-        return ImageFeatures(embedding, torch.cat([out.dense for out in outs]), patches)
+        return _joined([ImageFeatures(nn.functional.normalize(out.embedding, dim=-1), out.dense, out.layers) for out in outs])
+
+    def _forward_and_back(
+        self, pixels: Tensor, text: Callable[[Tensor, slice], Tensor], layers: Sequence[int], step: int
+    ) -> tuple[ImageFeatures, Tensor, Tensor]:
+        features, captions, worths = [], [], []
+        for start in range(0, len(pixels), step):
+            rows = slice(start, min(start + step, len(pixels)))
+            with torch.inference_mode(False), torch.enable_grad():
+                weight = torch.zeros(rows.stop - start, self.patch_count, device=self.device, requires_grad=True)
+                out = self.tower(pixels[rows].clone(), None, layers, weight)
+                embedding = nn.functional.normalize(out.embedding, dim=-1)
+                caption = text(embedding.detach(), rows).clone()
+                (worth,) = torch.autograd.grad((embedding * caption).sum(), weight)  # each image's is its own
+            features.append(ImageFeatures(embedding.detach(), out.dense.detach(), tuple(layer.detach() for layer in out.layers)))
+            captions.append(caption)
+            worths.append(worth)
+        return _joined(features), torch.cat(captions), torch.cat(worths)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """(U, D) float32 unit-norm embeddings of ``U`` texts; words past the model's context length are cut off."""
@@ -194,6 +194,11 @@ class Encoder:
         model, tokenizer = self._text_side.model, self._text_side.tokenizer
         chunks = [model.encode_text(tokenizer(list(texts[i : i + 256])).to(self.device), normalize=True) for i in range(0, len(texts), 256)]
         return torch.cat(chunks).float()
+
+
+def _joined(features: Sequence[ImageFeatures]) -> ImageFeatures:
+    patches = tuple(torch.cat(parts) for parts in zip(*(one.patches for one in features), strict=True))
+    return ImageFeatures(torch.cat([one.embedding for one in features]), torch.cat([one.dense for one in features]), patches)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -245,6 +250,7 @@ def load_encoder(name: str = "builtin", *, device: str = "auto", precision: str 
     """
     device = choose_device(device)
     if device == "cuda":
+        torch.backends.cudnn.deterministic = True  # the same seed trains the same head
         torch.backends.cudnn.allow_tf32 = False  # of float32 it would leave 10 bits, on some cards; a model scores alike on all
     if name == "builtin":
         return _load_builtin(device, precision)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmgcli.tower import TowerOutput
+from cmgcli.tower import TowerOutput, mean
 
 
 class TokenTower(nn.Module, ABC):
@@ -73,11 +73,6 @@ def kept(x: Tensor, index: Tensor | None, first: int) -> Tensor:
     if index is None:
         return x
     return torch.cat([x[:, :first], x[:, first:].gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))], dim=1)
-
-
-def mean(tokens: Tensor, weight: Tensor | None) -> Tensor:
-    """(B, K, W) to (B, W); weight: (B, K) logarithms."""
-    return tokens.mean(1) if weight is None else (tokens * weight.softmax(1).unsqueeze(-1)).sum(1)
 
 
 class ClipTokens(TokenTower):

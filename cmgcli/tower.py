@@ -148,9 +148,9 @@ class Tower(nn.Module):
         normed = self.ln_post(x)
         dense = normed[:, 1:] @ self.proj
         if self.shape.norm_after_pool:
-            embedding = self.ln_post(_mean(x[:, 1:], weight) if self.shape.averages else x[:, 0]) @ self.proj
+            embedding = self.ln_post(mean(x[:, 1:], weight) if self.shape.averages else x[:, 0]) @ self.proj
         else:
-            embedding = (_mean(normed[:, 1:], weight) if self.shape.averages else normed[:, 0]) @ self.proj
+            embedding = (mean(normed[:, 1:], weight) if self.shape.averages else normed[:, 0]) @ self.proj
         return TowerOutput(embedding, dense, layers)
 
     def in_bfloat16(self) -> Tower:
@@ -161,8 +161,8 @@ class Tower(nn.Module):
         return self
 
 
-def _mean(tokens: Tensor, weight: Tensor | None) -> Tensor:
-    """(B, K, W) to (B, W); weight: (B, K) logarithms."""
+def mean(tokens: Tensor, weight: Tensor | None) -> Tensor:
+    """The mean of tokens (B, K, W), (B, W); weight: (B, K), the logarithm of how often each counts, None: all once."""
     return tokens.mean(1) if weight is None else (tokens * weight.softmax(1).unsqueeze(-1)).sum(1)
 
 

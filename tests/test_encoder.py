@@ -276,3 +276,24 @@ def test_what_a_failed_batch_held_is_free_before_its_halves(tiny, monkeypatch):
     monkeypatch.setattr(block, "forward", forward)
     tiny.encode_image(tiny.preprocess(images(4)))
     assert alive == [[], [False], [False, False]]
+
+
+def test_worth_is_the_same_one_by_one_together_and_in_halves(tiny_folder, monkeypatch):
+    tiny = load_encoder(f"local-dir:{tiny_folder}", device="cpu")
+    pixels, captions = tiny.preprocess(images(5)), tiny.encode_text([f"part {i}" for i in range(5)])
+
+    def worth():
+        return tiny.encode_with_worth(pixels, lambda seen, rows: captions[rows], layers=(0, 2))
+
+    monkeypatch.setattr(tiny, "at_once", 1)
+    alone, own, single = worth()
+    monkeypatch.setattr(tiny, "at_once", None)
+    together, _, several = worth()
+    memory = Memory(tiny, monkeypatch, 3 * 16, torch.OutOfMemoryError("CUDA out of memory"))
+    halves, _, few = worth()
+    assert memory.sizes == [5, 3, 2]
+    torch.testing.assert_close(own, captions)
+    for found, more in ((together, several), (halves, few)):
+        torch.testing.assert_close(more, single, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(found.embedding, alone.embedding, atol=1e-6, rtol=0)
+        torch.testing.assert_close(found.patches, alone.patches, atol=1e-5, rtol=0)

@@ -15,12 +15,13 @@ import pytest
 from made_cases import made_case, made_cases, made_evaluation
 
 from cmgcli import evaluation, metrics, rows
+from cmgcli.calibrate import calibrate
 from cmgcli.errors import DatasetError, SettingsError
 from cmgcli.exhibits import SIDE, Worst, exhibit
 from cmgcli.figures import evaluation_of
 from cmgcli.images import write_png
 from cmgcli.page import Page, render
-from cmgcli.report import Exhibit, evaluation_table, group_tables, rate_table
+from cmgcli.report import Choice, Exhibit, evaluation_table, group_tables, rate_table
 from cmgcli.rows import Row
 from cmgcli.scored import evaluate_scores
 
@@ -161,6 +162,26 @@ def test_an_unreadable_image_is_left_out_and_named(small_model, small_line, tmp_
     result = evaluation.evaluate(small_model, line, line / "metadata.csv", exhibits=1)
     assert result.unreadable == ("images/test_0003.png",)
     assert (result.images, len(result.cases)) == (11, 12)
+
+
+def test_each_promised_rate_gives_what_a_run_at_that_rate_gives(small_model, small_line):
+    """Ten calibration images of each caption, whose scores lie apart: enough for thresholds of their own at 0.2, not at 0.1."""
+    captions = len(small_model.detector.language.captions)
+    groups = np.repeat(np.arange(captions), 10)
+    scores = np.random.default_rng(0).uniform(0.2, 1.2, 10 * captions) * (1 + groups)
+    calibration = calibrate(scores, groups, groups, false_alarm=0.1)
+    assert not calibration.own and len(calibration.at(0.2).own) == captions
+
+    def result_at(rate):
+        return evaluation.evaluate(replace(small_model, detector=replace(small_model.detector, calibration=calibration.at(rate))), small_line, small_line / "metadata.csv")
+
+    strict, loose = result_at(0.1), result_at(0.2)
+    assert strict.by_promised_rate == loose.by_promised_rate
+    for rate, result in (("0.1", strict), ("0.2", loose)):
+        assert result.by_promised_rate[rate] == Choice(result.false_alarm_rate, result.miss_rate)
+    assert not strict.thresholds and set(loose.thresholds) == set(small_model.detector.language.captions)
+    said = [any("by caption" in str(cell) for cell in evaluation_table(found).columns[1].cells) for found in (strict, loose)]
+    assert said == [False, True]
 
 
 @pytest.fixture(scope="module")
