@@ -65,11 +65,13 @@ def records_to_fit(records: Sequence[Record]) -> tuple[Record, ...]:
     """The normal training records without copies, which would let a model judge images that it has seen; what is left out is logged."""
     training = training_records(records)
     sizes = Counter(_size(record.path) for record in training)
-    kept: dict[object, Record] = {}
+    kept: dict[tuple[object, str], Record] = {}
     for record in training:
         kept.setdefault((_content(record.path, alone=sizes[_size(record.path)] == 1), record.text), record)
     if len(kept) < len(training):
         logger.warning("left out: %s with the content of another training image under the same caption", counted(len(training) - len(kept), "file"))
+    if twice := len(kept) - len({content for content, _ in kept}):
+        logger.warning("%s with the content of another training image under another caption: the false-alarm promise is weaker for it; keep one of the two", counted(twice, "file"))
     return tuple(kept.values())
 
 

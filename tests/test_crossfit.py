@@ -152,4 +152,8 @@ def test_copies_of_an_image_fit_once(records, small_line, tmp_path, caplog):
     assert records_to_fit([*records, *copies]) == tuple(records)
     assert "left out: 24 files with the content" in caplog.text
     other = replace(copies[3], text="something else")
+    caplog.clear()
     assert records_to_fit([*records[:5], other]) == (*records[:5], other)
+    assert caplog.messages == [
+        "1 file with the content of another training image under another caption: the false-alarm promise is weaker for it; keep one of the two"
+    ]
