@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cmgcli import provenance
+from cmgcli.errors import SettingsError
 from cmgcli.page import Page
 
 
@@ -38,6 +39,7 @@ def audit_model(
     progress: Callable[[str, int, int], None] | None = None,
     device: str = "auto",
     false_alarm: float | None = None,
+    judged: str = "",
 ) -> Page:
     """Evaluate a model file.
 
@@ -47,11 +49,14 @@ def audit_model(
         ablate: also compare the method with its parts left out, with heads of so many steps; None: do not.
         stress: also try the changes of a shop floor, on at most ``stress_images`` of the images.
         false_alarm: see `Model.load`.
+        judged: the option of a gate on what the threshold rejects, for which the model must have one.
     """
     from cmgcli import evaluation, stressing
     from cmgcli.model import Model
 
     fitted = Model.load(model, device=device, false_alarm=false_alarm)
+    if judged and not len(fitted.detector.calibration.scores):
+        raise SettingsError(f"{judged}: the model has no threshold, it was fitted on too few images; fit on more, or leave the gate out")
     common = {name: options[name] for name in ("allow_missing", "batch_size") if name in options} | {"progress": progress}
     table = {} if ablate is None else evaluation.ablate(fitted, images, labels, adapt_steps=ablate, **common)
     result = evaluation.evaluate(fitted, images, labels, **options | common)

@@ -62,7 +62,7 @@ def charts(result: Evaluation) -> tuple[Chart, Chart, Chart]:
     readable = [case for case in result.cases if not case.row.error]
     line = None if result.thresholds else alarm_line(readable, result.threshold)
     with matplotlib.rc_context(_STYLE):
-        return _score_chart(readable, line, calibrated=result.threshold is not None), _roc_chart(readable, result), _precision_chart(readable, result)
+        return _score_chart(readable, line, calibrated=result.threshold is not None, several=bool(result.thresholds)), _roc_chart(readable, result), _precision_chart(readable, result)
 
 
 def alarm_line(cases: Sequence[Case], threshold: float | None) -> float | None:
@@ -74,7 +74,7 @@ def alarm_line(cases: Sequence[Case], threshold: float | None) -> float | None:
     return max(passed) if passed and flagged and max(passed) < min(flagged) else None
 
 
-def _score_chart(cases: Sequence[Case], line: float | None, *, calibrated: bool) -> Chart:
+def _score_chart(cases: Sequence[Case], line: float | None, *, calibrated: bool, several: bool) -> Chart:
     """Histogram of the scores: good parts upwards, bad parts downwards, with the threshold."""
     truth, scores = truth_and_scores(cases)
     low, high = _span(scores, line)
@@ -99,7 +99,7 @@ def _score_chart(cases: Sequence[Case], line: float | None, *, calibrated: bool)
     beyond = int((scores > high).sum())
     axes.set_xlabel("score" + (f" ({beyond} higher in the last bar)" if beyond else ""))
     axes.set_ylabel("images")
-    at = "no threshold" if line is None else f"the threshold is {line:.3g}"
+    at = "captions have thresholds of their own" if several else "no threshold" if line is None else f"the threshold is {line:.3g}"
     description = f"Histogram of the scores: {_range(scores[~truth])} of the good parts, {_range(scores[truth])} of the bad; {at}."
     return Chart(_svg(figure, "scores"), "Scores", description)
 

@@ -360,7 +360,8 @@ def evaluate(
                 raise SettingsError("--model scores the images now; give their directory with --images")
             options |= given(batch_size=batch_size, phrases=_phrases(defects))
             steps = (adapt_steps or 0) if ablate else None
-            extras = given(stress=stress, stress_images=stress_images, device=device, false_alarm=false_alarm)
+            judged = "--max-false-alarm" if max_false_alarm is not None else "--max-miss" if max_miss is not None else None
+            extras = given(stress=stress, stress_images=stress_images, device=device, false_alarm=false_alarm, judged=judged)
             with progress_bar() as progress, telling_if_interrupted("to evaluate in steps: cmg score --out FILE --resume, then cmg eval --scores FILE"):
                 content = audit.audit_model(model, images, labels, options, command=sys.argv[1:], ablate=steps, progress=progress, **extras)
         content = replace(content, gates=report.gates(content.result, min_auroc=min_auroc, max_false_alarm=max_false_alarm, max_miss=max_miss))

@@ -70,7 +70,7 @@ class _Unfailing:
 
 def mend_stderr() -> None:
     """A closed standard error goes nowhere: Python would print its lines among the rows; one that breaks ends no command."""
-    sys.stderr = open(os.devnull, "w") if sys.stderr is None else _Unfailing(sys.stderr)  # noqa: SIM115 - to the end of the program
+    sys.stderr = open(os.devnull, "w", encoding="utf-8", errors="backslashreplace") if sys.stderr is None else _Unfailing(sys.stderr)  # noqa: SIM115 - to the end of the program
 
 
 def silence_stdout() -> None:

@@ -6,7 +6,7 @@ uniform and independent of the past, whatever the distribution (Vovk et al., "Al
 capital reaches 1 / a with probability at most a, however long the stream.
 
 Each score is ranked among those of its own caption (a label-conditional martingale): products differ in their scores, and a stream
-often has one after the other. A part of the capital enters the bets at each step, so that a change after a long calm, which costs
+often has one after the other. A caption with few calibration images tells little until the stream has shown more of it. A part of the capital enters the bets at each step, so that a change after a long calm, which costs
 those who bet, is seen about as soon as one at the start.
 """
 
@@ -25,7 +25,7 @@ FALSE_ALARM = 0.01  # of a whole run
 _BETS = np.array([-1.0, 0.0, 1.0])  # on low ranks, on none, on high ranks
 _JUMP = 0.01  # share of the capital that changes its bet at each step
 _FEWEST = 20
-_FEWEST_OF_A_GROUP = 10  # calibration images, to be ranked by themselves; the captions with fewer share one list
+_FEW = 10  # calibration images of a caption
 _OTHERS = -1
 
 
@@ -52,10 +52,9 @@ class DriftWatch:
         if len(calibration) < _FEWEST:
             raise SettingsError(f"watching for drift needs at least {_FEWEST} calibration images, the model has {len(calibration)}; fit on more images")
         scores, numbers = np.asarray(calibration, np.float64), np.asarray(groups if len(groups) else [_OTHERS] * len(calibration))
-        own = [int(group) for group, count in zip(*np.unique(numbers, return_counts=True), strict=True) if count >= _FEWEST_OF_A_GROUP]
-        others = scores[~np.isin(numbers, own)]
-        self._known = {group: array("d", np.sort(scores[numbers == group])) for group in own}
-        self._known.setdefault(_OTHERS, array("d", np.sort(others if len(others) else scores)))
+        self._known = {group: array("d", np.sort(scores[numbers == group])) for group in np.unique(numbers).tolist()}
+        self._few = len(self._known) > 1 and bool(np.median([len(known) for known in self._known.values()]) < _FEW)
+        self._known.setdefault(_OTHERS, array("d", np.sort(scores)))
         self._exact, self._false_alarm = exact, false_alarm
         self._rng = np.random.default_rng(seed)
         self._reserve, self._stakes = 1.0, np.zeros(len(_BETS))
@@ -89,7 +88,8 @@ class DriftWatch:
         if self.alarm is None and self.scores < _FEWEST:
             return f"too few to say whether the line has drifted: {counted(self.scores, 'score')}, it takes {_FEWEST}"
         if self.alarm is None:
-            return f"no drift seen in {counted(self.scores, 'score')}"
+            few = f"; where most captions have fewer than {_FEW} calibration images, a change that is there from the start hardly shows"
+            return f"no drift seen in {counted(self.scores, 'score')}" + (few if self._few else "")
         promise = f"such an alarm is false in at most {self._false_alarm:.0%} of runs"
         if not self._exact:
             promise = "how often such an alarm is false is not known of a cross-fitted model; --calibration split promises it"

@@ -53,7 +53,7 @@ class RankError(CmgError):
 
 def check_count(name: str, value: int, least: int, most: int | None = None) -> int:
     """The value of a setting; SettingsError where it is no whole number from ``least`` up, or above ``most``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least or (most is not None and value > most):
         to = "up" if most is None else f"to {most}"
         raise SettingsError(f"{name}: expected a whole number from {least} {to}, got {value!r}")
     return value

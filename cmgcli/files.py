@@ -31,8 +31,15 @@ def write_whole(path: Path, content: bytes, *, durable: bool = True) -> None:
     A pipe or a device (`/dev/stdout`), or a file in a directory in which no other may be made, is written to as it is. `durable` waits for the disk, so that a loss of power
     leaves a whole file too; what is one of many and cheap to make again need not.
     """
+    if path.exists() and not path.is_file():  # told by the path as it is: that of /dev/stdout leads to no name where it is a pipe
+        path.write_bytes(content)
+        return
+    if path.is_absolute() and path.parts[1] in ("dev", "proc"):  # a file that standard output goes to: what is there stays
+        with path.open("ab") as file:
+            file.write(content)
+        return
     path = resolved(path)  # a link stays one
-    if path.exists() and (not path.is_file() or not os.access(path.parent, os.W_OK)):
+    if path.exists() and not os.access(path.parent, os.W_OK):
         path.write_bytes(content)
         return
     temporary = None

@@ -14,7 +14,7 @@ from cmgcli.console import GATE_FAILED, SOME_UNREADABLE, detail, fail, given, sa
 from cmgcli.drift import DriftWatch
 from cmgcli.errors import SettingsError
 from cmgcli.files import resolved
-from cmgcli.rows import NamedRow, Row, cut_torn_row, rest_of, resume_scores, row_writer
+from cmgcli.rows import NamedRow, Row, begun, cut_torn_row, rest_of, resume_scores, row_writer
 from cmgcli.streams import output
 from cmgcli.verdict import Limit, Tally, Verdict
 from cmgcli.words import counted
@@ -93,6 +93,7 @@ def score_fitted(
         found = score_files(fitted, files, captions, done=done, explain_all=leaves.explain_all, live=live, work=work, **extras)
     judged = bool(limits) or fail_on_drift or leaves.junit is not None or leaves.summary is not None  # the whole run, whoever reads its rows
     if done:
+        found = begun(found)  # the last refusal comes with the first row
         cut_torn_row(leaves.rows, jsonl=leaves.jsonl)
     with output(leaves.rows, append=bool(done), lasting=judged) as stream, timed("scoring"):
         _write(found, row_writer(stream, kind, header=not done, jsonl=leaves.jsonl), tally, told, leaves.rows)

@@ -254,10 +254,10 @@ def write_line(directory: Path, *, train: int = 240, test: int = 120, size: int 
     """
     directory = Path(directory)
     metadata = directory / "metadata.csv"
-    for old in (metadata, directory / "images", directory / "masks"):
-        if old.is_file() or old.is_dir() and any(old.iterdir()):
-            raise OutputError(f"{old} already exists: choose an empty directory, or delete the old line first")
     try:
+        for old in (metadata, directory / "images", directory / "masks"):
+            if old.is_file() or old.is_dir() and any(old.iterdir()):
+                raise OutputError(f"{old} already exists: choose an empty directory, or delete the old line first")
         for folder in (directory / "images", directory / "masks"):
             folder.mkdir(parents=True, exist_ok=True)
         numbered = [(split, index) for split, count in (("train", train), ("test", test)) for index in range(count)]

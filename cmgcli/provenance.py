@@ -24,7 +24,7 @@ Facts = dict[str, str]
 
 def of_file(path: Path) -> Facts:
     """Name, size and sha256 of a file; of a pipe, which can be read only once, the name. Raises InputError where it cannot be read."""
-    if path.exists() and not path.is_file():
+    if path.is_fifo() or path.is_char_device():
         return {"file": path.name, "size": "not known of a pipe"}
     try:
         with path.open("rb") as file:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from cmgcli.calibrate import span_of_thresholds
 from cmgcli.dataset import Record
-from cmgcli.errors import SettingsError
 from cmgcli.metrics import Agreement
 from cmgcli.rows import Row
 
@@ -188,10 +187,7 @@ def _plain(value: Any) -> Any:
 def gates(
     result: Evaluation, *, min_auroc: float | None = None, max_false_alarm: float | None = None, max_miss: float | None = None
 ) -> tuple[Gate, ...]:
-    """The gates that were set, each with the figure that it judges. Raises SettingsError for one on rates where the model has no threshold."""
-    if result.threshold == math.inf and (max_false_alarm is not None or max_miss is not None):
-        option = "--max-miss" if max_false_alarm is None else "--max-false-alarm"
-        raise SettingsError(f"{option}: the model has no threshold, it was fitted on too few images; fit on more, or leave the gate out")
+    """The gates that were set, each with the figure that it judges."""
     limits = (
         ("image AUROC", result.image_auroc, min_auroc, True),
         ("false-alarm rate", result.false_alarm_rate.value, max_false_alarm, False),

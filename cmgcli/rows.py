@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import math
 import os
@@ -189,6 +190,12 @@ def resume_scores(path: Path, *, jsonl: bool = False, kind: type[Row] = Row) -> 
     if not (content.startswith(begun) if len(content) > len(begun) else begun.startswith(content)):
         raise DatasetError(f"{str(path)!r} is no scores file: there is nothing to resume; choose another --out")
     return ()
+
+
+def begun(rows: Iterator[Row]) -> Iterator[Row]:
+    """The same rows, the first of which is there already."""
+    first = tuple(itertools.islice(rows, 1))
+    return itertools.chain(first, rows)
 
 
 def cut_torn_row(path: Path, *, jsonl: bool = False) -> None:

@@ -19,6 +19,7 @@ from cmgcli.placard import write_placard
 from cmgcli.rows import NamedRow, Row
 from cmgcli.view import View
 
+P_READ_BACK = 1e-6
 READ_BACK = 1e-5  # what a score loses at most where it is written and read
 ALIKE = 0.01  # by which a score may differ where another machine goes on
 
@@ -102,6 +103,8 @@ def after(done: Sequence[Row], inspections: Iterator[Inspection]) -> Iterator[In
     """The inspections but for the first, of images that have a row; SettingsError where their scores are not those of the rows."""
     for row, inspection in zip(done, inspections, strict=False):
         now = inspection.row
+        if row.caption and now.caption and row.caption != now.caption:
+            raise SettingsError(f"--resume: {row.file} has the caption {row.caption!r} in the file and {now.caption!r} now; give the --captions that the file was begun with, or another --out")
         if None not in (row.score, now.score) and not math.isclose(row.score, now.score, rel_tol=ALIKE, abs_tol=ALIKE):
             raise SettingsError(
                 f"--resume: {row.file} has score {row.score:g} in the file and {now.score:.6g} now: another model, other captions or other images; "
@@ -134,24 +137,24 @@ def _named(namer: Namer, inspection: Inspection) -> NamedRow:
 
 def check_judged_alike(model: Model, rows: Iterable[Row], captions: Mapping[Path, str] | None = None) -> None:
     """Raise SettingsError where a row of a run that is gone on with was judged by another threshold, rate or caption, or by none."""
-    calibration = model.detector.calibration
+    calibration, language = model.detector.calibration, model.detector.language
     for row in rows:
-        named = (captions or {}).get(resolved(row.file))
-        if not row.error and named is not None and named != row.caption:
-            raise SettingsError(
-                f"--resume: {row.file} was scored by the caption {row.caption!r}, which is {named!r} now; give the --captions that the file was begun with, or another --out"
-            )
         if row.score is not None and row.anomalous is None:
             raise SettingsError(f"--resume: {row.file} was scored by --zero-shot, without a model; go on with --zero-shot, or give another --out")
+        named = captions.get(resolved(row.file)) if captions else None
+        if not row.error and row.caption != named and (named is not None or row.caption not in language.number):
+            now = "none that the model knows" if named is None else repr(named)
+            raise SettingsError(f"--resume: {row.file} was scored by the caption {row.caption!r}, now it has {now}; give the --captions that the file was begun with, or another --out")
+        if row.score is not None and row.p_value is not None:
+            least, most = (calibration.p_value(row.score * (1 + rounding), language.group_of(row.caption)) for rounding in (READ_BACK, -READ_BACK))
+            if not least - P_READ_BACK <= row.p_value <= most + P_READ_BACK:
+                raise SettingsError(
+                    f"--resume: {row.file} has the p-value {row.p_value:g}, which is {least:.3g} now: another model or --false-alarm; "
+                    "give those that the file was begun with, or another --out"
+                )
         threshold = model.detector.threshold_of(row.caption)
         if row.score is None or math.isclose(row.score, threshold, rel_tol=READ_BACK):
             continue
-        group = model.detector.language.group_of(row.caption)
-        if row.p_value is not None and abs(row.p_value - calibration.p_value(row.score, group)) > 1.5 / (len(calibration.scores_for(group)) + 1):  # a tie may be read back on its other side
-            raise SettingsError(
-                f"--resume: {row.file} has the p-value {row.p_value:g}, which is {calibration.p_value(row.score, group):.3g} now: another model or --false-alarm; "
-                "give those that the file was begun with, or another --out"
-            )
         if row.anomalous != (row.score > threshold):
             verdict = "anomalous" if row.anomalous else "normal"
             raise SettingsError(

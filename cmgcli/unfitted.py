@@ -11,7 +11,7 @@ import typer
 
 from cmgcli.console import SOME_UNREADABLE, fail, given, say, telling_if_interrupted, timed
 from cmgcli.errors import SettingsError
-from cmgcli.rows import Row, cut_torn_row, rest_of, resume_scores, row_writer
+from cmgcli.rows import Row, begun, cut_torn_row, rest_of, resume_scores, row_writer
 from cmgcli.streams import output
 from cmgcli.words import counted
 
@@ -71,12 +71,14 @@ def score_unfitted(
     say(NO_PROMISE)
     if len(files) < 8:
         say(f"little of what is normal can be told from {counted(len(files), 'image')}; the more there are, and the fewer of them are bad, the better")
+    found = _rows(scorer, rest, done, maps, batch_size)
     if done:
+        found = begun(found)
         cut_torn_row(out, jsonl=jsonl)
     partial = nullcontext() if out is None else telling_if_interrupted(f"{out} has a row of each image that was done; --resume goes on after them")
     with output(out, append=bool(done)) as stream, timed("scoring"), partial:
         write = row_writer(stream, header=not done, jsonl=jsonl)
-        for row in _rows(scorer, rest, done, maps, batch_size):
+        for row in found:
             write(row)
             unreadable += bool(row.error)
     if unreadable:

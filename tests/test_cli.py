@@ -162,6 +162,27 @@ def test_resume_refuses_rows_with_other_p_values(small_line, model_file, tmp_pat
     wrong(cmg_here("score", "--model", model_file, "--out", out, "--resume", image), "--resume", "has the p-value", "--false-alarm")
 
 
+def test_resume_refuses_to_go_on_without_the_captions(small_line, model_file, tmp_path):
+    images, out = sorted((small_line / "images").glob("test*"))[:3], tmp_path / "scores.csv"
+    sheet = (small_line / "metadata.csv").read_text()
+    (tmp_path / "other.csv").write_text(sheet.replace("a photo of a brass gear", "a photo of a brass thing"))
+    command = ("score", "--model", model_file, "--batch-size", 1, "--out", out)
+    assert cmg_here(*command, "--images", small_line, "--captions", tmp_path / "other.csv", *images[:1]).returncode == 0
+    before = out.read_bytes() + b"torn"
+    out.write_bytes(before)
+    wrong(cmg_here(*command, "--resume", *images), "--resume", "'a photo of a brass thing'", "--captions")
+    assert out.read_bytes() == before, "nor is its torn row cut"
+
+
+def test_resume_takes_scores_that_are_equal_but_for_their_rounding(small_line, small_model, tmp_path):
+    image, out = small_line / "images/test_0000.png", tmp_path / "scores.csv"
+    (row,) = small_model.score([image])
+    calibration = calibrate([row.score + 1e-9] * 3 + [row.score - 1e-9] * 3 + [0.1, 9.0], false_alarm=0.2)
+    replace(small_model, detector=replace(small_model.detector, calibration=calibration)).save(tmp_path / "m.cmg")
+    for _ in range(2):
+        assert cmg_here("score", "--model", tmp_path / "m.cmg", "--out", out, "--resume", image).returncode == 0
+
+
 def test_no_gate_without_a_threshold(small_line, small_model, tmp_path):
     calibration = calibrate([], false_alarm=0.1)
     replace(small_model, detector=replace(small_model.detector, calibration=calibration)).save(tmp_path / "m.cmg")
@@ -429,8 +450,11 @@ def test_a_fit_that_is_interrupted_goes_on(small_line, tmp_path, monkeypatch):
     assert "nothing to resume" in cmg_here(*fit, tmp_path / "m.cmg", "--resume").err
 
 
-def test_drift_is_said_when_it_is_seen_and_fails_the_gate(small_line, model_file, tmp_path, monkeypatch):
+def test_drift_is_said_when_it_is_seen_and_fails_the_gate(small_line, small_model, tmp_path, monkeypatch):
     monkeypatch.setattr("cmgcli.drift._FEWEST", 1)
+    model_file = tmp_path / "m.cmg"
+    pooled = calibrate(small_model.detector.calibration.scores, false_alarm=0.1)  # so few of each caption would show nothing
+    replace(small_model, detector=replace(small_model.detector, calibration=pooled)).save(model_file)
     good = [small_line / "images" / f"train_{i:04d}.png" for i in range(4)]
     strange = tmp_path / "strange"
     strange.mkdir()

@@ -53,16 +53,34 @@ def test_products_that_come_one_after_the_other_are_no_drift():
     assert watch.alarm is not None
 
 
-def test_captions_with_few_calibration_images_and_those_that_are_new_are_ranked_together():
-    scores, groups = np.arange(60.0), np.repeat([0, 1, 2, 3], [40, 9, 9, 2])
-    watch = DriftWatch(scores, groups)
-    for _ in range(60):
-        watch.add(100.0, 77)
-    assert watch.alarm is not None
+def test_many_captions_with_few_calibration_images_each_are_no_drift_either():
+    """Forty captions of three calibration images, one after the other."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        group = np.repeat(np.arange(40), 13)
+        scores = rng.normal(size=len(group)) + rng.normal(size=40)[group] * 2
+        calm = np.tile([True] * 3 + [False] * 10, 40)
+        watch = DriftWatch(scores[calm], group[calm], seed=seed)
+        for score, number in zip(scores[~calm], group[~calm], strict=True):
+            watch.add(score, number)
+        assert watch.alarm is None and "hardly shows" in watch.sentence
+
+
+def test_a_change_that_is_there_from_the_start_shows_where_captions_have_images_enough():
+    """Six captions of 16 calibration images, as the demo line has them."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        watch = DriftWatch(rng.normal(size=96), np.repeat(np.arange(6), 16), seed=seed)
+        for _ in range(120):
+            watch.add(rng.normal() + 3, int(rng.integers(6)))
+        assert watch.alarm is not None, watch.sentence
+
+
+def test_captions_that_are_new_are_ranked_among_all():
     watch = DriftWatch(np.arange(40.0), [0] * 40)
     for _ in range(60):
         watch.add(100.0)
-    assert watch.alarm is not None, "where all have one caption, others are ranked among them"
+    assert watch.alarm is not None
 
 
 def test_a_change_after_a_long_calm_is_seen_as_soon_as_one_early():

@@ -247,3 +247,14 @@ def test_a_fit_clears_away_the_state_of_its_trainings_and_nothing_else(place):
     Path("m.cmg.training.space1").mkdir()
     assert cmg_here("fit", "--no-adapt", "--images", "line", "--captions", "line/metadata.csv", "--out", "m.cmg").returncode == 0
     assert sorted(path.name for path in place.glob("m.cmg.*")) == ["m.cmg.training.log", "m.cmg.training.space1"]
+
+
+@pytest.mark.parametrize("option", ["--json", "--report"])
+def test_standard_output_takes_a_file_too(place, option):
+    command = f'"{sys.executable}" -m cmgcli {EVAL} --model model.cmg --images line {option} /dev/stdout'
+    piped = subprocess.run(["bash", "-o", "pipefail", "-c", f"{command} | cat"], capture_output=True, text=True, check=False)
+    assert piped.returncode == 0, piped.stderr
+    assert "image AUROC" in piped.stdout and ('"image_auroc"' if option == "--json" else "</html>") in piped.stdout
+    subprocess.run(["bash", "-c", f"{command} > all.txt"], capture_output=True, check=True)
+    assert Path("all.txt").read_text() == piped.stdout or option == "--report"  # which has the time of day
+    assert "image AUROC" in Path("all.txt").read_text()
