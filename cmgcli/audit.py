@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from cmgcli import provenance
-from cmgcli.errors import SettingsError
 from cmgcli.page import Page
 
 
@@ -55,8 +54,8 @@ def audit_model(
     from cmgcli.model import Model
 
     fitted = Model.load(model, device=device, false_alarm=false_alarm)
-    if judged and not len(fitted.detector.calibration.scores):
-        raise SettingsError(f"{judged}: the model has no threshold, it was fitted on too few images; fit on more, or leave the gate out")
+    if judged:
+        fitted.detector.calibration.demand(judged)
     common = {name: options[name] for name in ("allow_missing", "batch_size") if name in options} | {"progress": progress}
     table = {} if ablate is None else evaluation.ablate(fitted, images, labels, adapt_steps=ablate, **common)
     result = evaluation.evaluate(fitted, images, labels, **options | common)

@@ -84,6 +84,11 @@ class Calibration:
         """The threshold for people, or from the lowest to the highest where captions have their own."""
         return span_of_thresholds([self.threshold(), *map(self.threshold, self.own)])
 
+    def demand(self, option: str) -> None:
+        """Raise SettingsError where there is no threshold for a gate, which the option sets."""
+        if not len(self.scores):
+            raise SettingsError(f"{option}: the model has no threshold, it was fitted on too few images; fit on more, or leave the gate out")
+
     def at(self, false_alarm: float) -> Calibration:
         """The same scores for another rate, for which other captions may have enough. Raises SettingsError for a rate outside (0, 1)."""
         return replace(self, false_alarm=check_rate(false_alarm))

@@ -42,40 +42,47 @@ def reported() -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
-class _Unfailing:
-    """Standard error as a command needs it: what cannot be written there is lost, and does not end the command with another exit code."""
+class Lasting:
+    """A stream that goes nowhere once it cannot be written, by one of the ``failures``, and so ends no command."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, failures: type[OSError] = OSError) -> None:
+        self._stream, self._failures = stream, failures
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        with self._silenced_by_failure():
+        with self._going_on():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with self._silenced_by_failure():
+        with self._going_on():
             self._stream.flush()
 
     @contextmanager
-    def _silenced_by_failure(self) -> Iterator[None]:
+    def _going_on(self) -> Iterator[None]:
         try:
             yield
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        except self._failures:
+            _silence(self._stream)
 
 
 def mend_stderr() -> None:
     """A closed standard error goes nowhere: Python would print its lines among the rows; one that breaks ends no command."""
-    sys.stderr = open(os.devnull, "w", encoding="utf-8", errors="backslashreplace") if sys.stderr is None else _Unfailing(sys.stderr)  # noqa: SIM115 - to the end of the program
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 - to the end of the program
+    else:
+        sys.stderr = Lasting(sys.stderr)
 
 
 def silence_stdout() -> None:
     """From here on standard output goes nowhere, also what it still holds."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _silence(sys.stdout)
+
+
+def _silence(stream: TextIO) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _drop_unwritable() -> None:

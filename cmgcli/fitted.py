@@ -12,7 +12,6 @@ import typer
 
 from cmgcli.console import GATE_FAILED, SOME_UNREADABLE, detail, fail, given, say, timed
 from cmgcli.drift import DriftWatch
-from cmgcli.errors import SettingsError
 from cmgcli.files import resolved
 from cmgcli.rows import NamedRow, Row, begun, cut_torn_row, rest_of, resume_scores, row_writer
 from cmgcli.streams import output
@@ -73,8 +72,8 @@ def score_fitted(
     from cmgcli.scoring import TileWork, check_judged_alike, score_files
 
     check_judged_alike(fitted, done, captions)
-    if limits and not len(fitted.detector.calibration.scores):
-        raise SettingsError(f"{limits[0].option}: the model has no threshold, it was fitted on too few images; fit on more, or leave the gate out")
+    if limits:
+        fitted.detector.calibration.demand(limits[0].option)
 
     calibration = fitted.detector.calibration
     watch = DriftWatch(calibration.scores, calibration.groups, exact=calibration.method == "split") if watch_drift or fail_on_drift else None

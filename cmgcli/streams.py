@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cmgcli import ranks
-from cmgcli.console import say, silence_stdout
+from cmgcli.console import Lasting, say
 from cmgcli.errors import InputError, OutputError, SettingsError
 from cmgcli.files import identity, resolved
 
@@ -23,7 +23,7 @@ def output(path: Path | None, *, append: bool = False, lasting: bool = False) ->
         if sys.stdout is None:
             raise OutputError("standard output is closed; leave it open, or give a file with --out")
         sys.stdout.reconfigure(errors="surrogateescape", newline="\n")
-        yield _Lasting(sys.stdout) if lasting else sys.stdout
+        yield Lasting(sys.stdout, BrokenPipeError) if lasting else sys.stdout
         sys.stdout.flush()
         return
     try:
@@ -40,28 +40,6 @@ def output(path: Path | None, *, append: bool = False, lasting: bool = False) ->
         stream.close()
     except OSError as error:
         raise OutputError(f"{path} cannot be written to its end ({error.strerror}); choose another --out") from error
-
-
-class _Lasting:
-    """Standard output, which goes nowhere once its reader has gone."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-
-    def write(self, text: str) -> None:
-        with self._going_on():
-            self.stream.write(text)
-
-    def flush(self) -> None:
-        with self._going_on():
-            self.stream.flush()
-
-    @contextmanager
-    def _going_on(self) -> Iterator[None]:
-        try:
-            yield
-        except BrokenPipeError:
-            silence_stdout()
 
 
 def write_out(text: str) -> None:
