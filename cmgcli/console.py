@@ -52,11 +52,13 @@ class Lasting:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
+        """Write ``text``, or drop it where the stream is broken; its length in either case."""
         with self._going_on():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
+        """Pass on what is held back, or drop it where the stream is broken."""
         with self._going_on():
             self._stream.flush()
 
