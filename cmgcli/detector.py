@@ -52,10 +52,6 @@ class Settings:
     encoder_precision: str  # of the matrix products that encode images: bfloat16 where the processor that fitted is fast at it, else float32
     precision: str  # of the head's convolutions: bfloat16 where the machine that fitted is fast at it, else float32
 
-    def images_at_once(self, batch_size: int) -> int:
-        """How many images to hold decoded at a time: large ones come one by one, each a batch of tiles."""
-        return batch_size if self.tile is None else 1
-
 
 @dataclass(frozen=True)
 class Language:

@@ -10,25 +10,25 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cmgcli.clip import BUILTIN, WEIGHTS, TextSide, VisionSide, builtin_model, builtin_tokenizer, first_line, load_clip
+from cmgcli.builtin import builtin_state, builtin_tower, trained_builtin_model
+from cmgcli.clip import TextSide, VisionSide, builtin_tokenizer, first_line, load_clip
 from cmgcli.errors import EncoderError
 from cmgcli.images import to_square
 from cmgcli.precision import native_bfloat16
-from cmgcli.tower import TowerShape, tower_of
 
 logger = logging.getLogger(__name__)
+
+ROOM = 8  # patches
 
 
 @dataclass(frozen=True)
@@ -120,17 +120,29 @@ class Encoder:
         return (pixels - mean) / std
 
     @torch.inference_mode()
-    def encode_image(self, pixels: Tensor, *, index: Tensor | None = None, layers: Sequence[int] = ()) -> ImageFeatures:
+    def encode_image(self, pixels: Tensor, *, index: Tensor | None = None, weight: Tensor | None = None, layers: Sequence[int] = ()) -> ImageFeatures:
         """One forward pass over the patches that `index` names; where a batch does not fit into memory, half as many go at once from then on.
 
         Args:
             pixels: (B, 3, S, S) float32, from `preprocess`.
             index: (B, K) int64 patch numbers to keep, row by row; None keeps all ``P``.
+            weight: (B, K), how much each of them counts, see `tower.Tower.forward`; None: all alike. Only for an encoder that weighs.
             layers: blocks or stages whose patch tokens are wanted.
         Raises:
             EncoderError: a single image does not fit into memory.
         """
-        return self._fitting(len(pixels), lambda step: self._forward(pixels, index, layers, step))
+        return self._fitting(len(pixels), lambda step: self._forward(pixels, index, weight, layers, step))
+
+    def room_for(self, count: int) -> int:
+        """For how many patches, ``count`` or more, the tower has room when it sees so many of an image.
+
+        Few sizes in place of one for each count: on a GPU images that keep about as many go through together, and on a processor
+        torch holds no kernel for each count. It is told by the image alone, so a result does not depend on its batch.
+        """
+        if not self.weighs:
+            return count
+        step = ROOM if self.device.type == "cpu" else max(ROOM, self.patch_count // 4)
+        return min(self.patch_count, -(-count // step) * step)
 
     def encode_with_worth(self, pixels: Tensor, text: Callable[[Tensor, slice], Tensor], *, layers: Sequence[int] = ()) -> tuple[ImageFeatures, Tensor, Tensor]:
         """`encode_image` of all patches, and what each of them is worth to the match with a caption, to first order.
@@ -162,12 +174,37 @@ class Encoder:
             self.at_once = (tried + 1) // 2  # here the error is gone, and with it the tensors of the forward pass that its traceback held
             logger.warning("%d images at once did not fit into memory; from now on %d go through the encoder at once", tried, self.at_once)
 
+    def images_that_fit(self, most: int) -> int:
+        """The most images, of ``most``, half of them, and so on, for which a pass with the features of a fit finds the memory; at least 1."""
+        count = most
+        while count > 1 and not self._fits(count):
+            count //= 2
+        return count
+
+    def _fits(self, count: int) -> bool:
+        pixels = torch.zeros(count, 3, self.image_size, self.image_size, device=self.device)
+        try:
+            if self.weighs and not self.averages:
+                self._forward_and_back(pixels, lambda found, _: found, self.feature_layers, count)
+            else:
+                with torch.inference_mode():
+                    self._forward(pixels, None, None, self.feature_layers, count)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        return True
+
     def _too_small(self, error: BaseException) -> EncoderError:
         """What to raise where a single image does not fit into memory."""
         return EncoderError(f"encoder {self.name}: there is not enough memory on {self.device} for one image ({first_line(error)}); choose a smaller encoder")
 
-    def _forward(self, pixels: Tensor, index: Tensor | None, layers: Sequence[int], step: int) -> ImageFeatures:
-        outs = [self.tower(pixels[i : i + step], None if index is None else index[i : i + step], layers) for i in range(0, len(pixels), step)]
+    def _forward(self, pixels: Tensor, index: Tensor | None, weight: Tensor | None, layers: Sequence[int], step: int) -> ImageFeatures:
+        outs = []
+        for start in range(0, len(pixels), step):
+            rows = slice(start, start + step)
+            counts = {} if weight is None or not weight[rows].any() else {"weight": weight[rows]}
+            outs.append(self.tower(pixels[rows], None if index is None else index[rows], layers, **counts))
         return _joined([ImageFeatures(nn.functional.normalize(out.embedding, dim=-1), out.dense, out.layers) for out in outs])
 
     def _forward_and_back(
@@ -237,6 +274,7 @@ def choose_precision(device: str, precision: str | None = None) -> str:
     return "bfloat16" if device == "cpu" and native_bfloat16() else "float32"
 
 
+@torch.inference_mode(False)  # also for a caller in that mode: a weight made in it has no derivative, see `Encoder.encode_with_worth`
 def load_encoder(name: str = "builtin", *, device: str = "auto", precision: str = "float32") -> Encoder:
     """Load an encoder with its weights; never one that is randomly initialised.
 
@@ -269,36 +307,11 @@ def load_encoder(name: str = "builtin", *, device: str = "auto", precision: str 
     )
 
 
-def save_builtin(model: nn.Module, touched: Tensor, path: Path) -> None:
-    """Write the built-in weights as fp16 safetensors; of the token table only the rows that training touched.
-
-    Args:
-        touched: (R,) int64 token numbers whose rows are shipped; the others load as zeros, so unseen words carry nothing.
-    """
-    from safetensors.torch import save_file
-
-    state = {name: tensor.detach().cpu().half().contiguous() for name, tensor in model.state_dict().items() if name != "attn_mask"}
-    table = state.pop("token_embedding.weight")
-    state["token_embedding.rows"] = touched.to(torch.int32).contiguous()
-    state["token_embedding.values"] = table[touched].contiguous()
-    save_file(state, path, metadata={"sha256": _tensor_digest(state)})
-
-
 def _load_builtin(device: str, precision: str) -> Encoder:
-    state = _builtin_state()
-    config = json.loads((WEIGHTS / f"{BUILTIN}.json").read_text(encoding="utf-8"))["vision_cfg"]
-    shape = TowerShape(
-        image_size=config["image_size"],
-        heads=config["width"] // config["head_width"],
-        averages=config["pool_type"] == "avg",
-        norm_after_pool=config["final_ln_after_pool"],
-        activation="gelu",
-    )
-    visual = {name.removeprefix("visual."): tensor for name, tensor in state.items() if name.startswith("visual.")}
-    side = config["image_size"] // config["patch_size"]
+    state = builtin_state()
     return Encoder(
         "builtin",
-        tower_of(visual, shape, (side, side)),
+        builtin_tower(state),
         lambda: TextSide(trained_builtin_model(), builtin_tokenizer()),
         sha256=digest(state),
         sharpness=math.exp(state["logit_scale"]),
@@ -307,41 +320,3 @@ def _load_builtin(device: str, precision: str) -> Encoder:
         device=device,
         precision=precision,
     )
-
-
-def trained_builtin_model() -> nn.Module:
-    """open_clip's model of the built-in encoder with its weights."""
-    model = builtin_model()
-    model.load_state_dict(_builtin_state(), strict=True)
-    return model
-
-
-def _builtin_state() -> dict[str, Tensor]:
-    """The built-in weights in float32, by open_clip's names."""
-    from safetensors import SafetensorError, safe_open
-
-    path = WEIGHTS / f"{BUILTIN}.safetensors"
-    try:
-        with safe_open(path, framework="pt") as file:
-            expected = (file.metadata() or {}).get("sha256", "")
-            state = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError) as error:
-        raise EncoderError(f"the built-in encoder's weights {path} are missing or damaged ({error}); install cmgcli again") from error
-    found = _tensor_digest(state)
-    if found != expected:
-        raise EncoderError(
-            f"the built-in encoder's weights {path} are damaged: expected checksum {expected[:16]}, got {found[:16]}; install cmgcli again"
-        )
-    rows, values = state.pop("token_embedding.rows").long(), state.pop("token_embedding.values").float()
-    config = json.loads((WEIGHTS / f"{BUILTIN}.json").read_text(encoding="utf-8"))["text_cfg"]
-    table = torch.zeros(config["vocab_size"], values.shape[1])
-    table[rows] = values
-    return {name: tensor.float() for name, tensor in state.items()} | {"token_embedding.weight": table}
-
-
-def _tensor_digest(state: dict[str, Tensor]) -> str:
-    sha = hashlib.sha256()
-    for name in sorted(state):
-        sha.update(f"{name}{tuple(state[name].shape)}".encode())
-        sha.update(state[name].numpy().tobytes())
-    return sha.hexdigest()

@@ -17,7 +17,7 @@ from typing import Any
 
 from cmgcli.errors import InputError, SettingsError
 from cmgcli.files import resolved
-from cmgcli.loader import BATCH
+from cmgcli.loader import BATCH, MOST_IN_A_BATCH
 from cmgcli.naming import Phrase
 from cmgcli.rows import NamedRow, Row
 
@@ -25,14 +25,14 @@ from cmgcli.rows import NamedRow, Row
 class Scorer:
     """What each actor runs: loads the model once, then scores batches of paths."""
 
-    def __init__(self, model: bytes, device: str, batch_size: int, phrases: Sequence[Phrase] | None, false_alarm: float | None) -> None:
+    def __init__(self, model: bytes, device: str, batch_size: int | str, phrases: Sequence[Phrase] | None, false_alarm: float | None) -> None:
         from cmgcli.model import Model
 
         with tempfile.NamedTemporaryFile(suffix=".cmg") as file:
             file.write(model)
             file.flush()
             self.model = Model.load(file.name, device=device, false_alarm=false_alarm)
-        self.batch_size, self.phrases = batch_size, phrases
+        self.batch_size, self.phrases = self.model.images_at_once(batch_size), phrases
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A column of (file, caption) as JSON to one of rows as JSON, in which any file name and every float is exact."""
@@ -52,7 +52,7 @@ def score_on_ray(
     phrases: Sequence[Phrase] | None = None,
     false_alarm: float | None = None,
     device: str = "auto",
-    batch_size: int = BATCH,
+    batch_size: int | str = BATCH,
     address: str | None = None,
 ) -> Iterator[Row]:
     """The rows of `scoring.score_files`, computed by a cluster. Paths are read to their end before the first is scored.
@@ -97,7 +97,7 @@ def _rows(
     phrases: Sequence[Phrase] | None,
     false_alarm: float | None,
     device: str,
-    batch_size: int,
+    batch_size: int | str,
 ) -> Iterator[Row]:
     try:
         inputs = [{"input": json.dumps([file, captions.get(resolved(file))])} for file in files]
@@ -110,11 +110,12 @@ def _rows(
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         found = ray.cluster_resources()
         gpus = int(found.get("GPU", 0)) if device != "cpu" else 0
-        actors = max(1, min(gpus or int(found.get("CPU", 1)), -(-len(inputs) // batch_size)))
-        scored = ray.data.from_items(inputs, override_num_blocks=min(len(inputs), max(actors, -(-len(inputs) // (8 * batch_size))))).map_batches(
+        most = batch_size if isinstance(batch_size, int) else MOST_IN_A_BATCH if gpus else BATCH
+        actors = max(1, min(gpus or int(found.get("CPU", 1)), -(-len(inputs) // most)))
+        scored = ray.data.from_items(inputs, override_num_blocks=min(len(inputs), max(actors, -(-len(inputs) // (8 * most))))).map_batches(
             Scorer,
             fn_constructor_args=(model, "cuda" if gpus else "cpu", batch_size, phrases, false_alarm),
-            batch_size=batch_size,
+            batch_size=most,
             compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=0 if gpus else 1,
             num_gpus=1 if gpus else 0,

@@ -37,7 +37,7 @@ def evaluate(
     *,
     exhibits: int = 0,
     phrases: Sequence[Phrase] | None = None,
-    batch_size: int = BATCH,
+    batch_size: int | str = BATCH,
     allow_missing: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -62,7 +62,7 @@ def evaluate_records(
     *,
     exhibits: int = 0,
     phrases: Sequence[Phrase] | None = None,
-    batch_size: int = BATCH,
+    batch_size: int | str = BATCH,
     progress: Progress | None = None,
     looks: Looks | None = None,
 ) -> Evaluation:
@@ -139,7 +139,7 @@ def ablate(
     *,
     adapt_steps: int = 0,
     allow_missing: bool = False,
-    batch_size: int = BATCH,
+    batch_size: int | str = BATCH,
     progress: Progress | None = None,
 ) -> dict[str, Evaluation]:
     """Fit and evaluate baseline, +CMER, +CMLE and CMG with the model's other settings, and each with the head too.

@@ -174,7 +174,7 @@ class Inspector(nn.Module):
         text = self.text.index_select(0, caption.view(1))[0]  # (D,)
         whole = self.tower(pixels, layers=self.layers)
         kept = self._kept(whole.dense, text)  # (P,) bool
-        seen = whole if self.keep is None else masked_pass(self.tower, pixels, kept, self.layers)
+        seen = whole if self.keep is None else self.tower(pixels, layers=self.layers, weight=torch.where(kept, 0.0, -torch.inf)[None])  # none looks at the others
         distances = self._distances(seen.layers, caption)  # (P,)
         head_score, head_map = torch.zeros((), dtype=torch.float64), None
         if self.head is not None:
@@ -296,20 +296,3 @@ def _steps(height: int, width: int) -> Tensor:
     rows, columns = np.divmod(np.arange(height * width), width)
     apart = np.abs(rows[:, None] - rows) + np.abs(columns[:, None] - columns)
     return torch.from_numpy((apart <= 1).astype(np.float32))
-
-
-def masked_pass(tower: Tower, pixels: Tensor, kept: Tensor, layers: tuple[int, ...]) -> TowerOutput:
-    """`Tower.forward` of one image through its kept patches (P,) bool: the others are computed, but nothing looks at them."""
-    x, seen = tower.tokens(pixels), {}
-    mask = torch.cat([torch.ones(1, dtype=torch.bool), kept]).view(1, 1, 1, -1)
-    for number, block in enumerate(tower.blocks):
-        x = block(x, mask)
-        if number in layers:
-            seen[number] = x[:, 1:]
-    first, rest = x[:, :1], x[:, 1:]
-    share = (kept / kept.sum()).unsqueeze(1)  # (P, 1)
-    late = tower.shape.norm_after_pool
-    tokens = rest if late else tower.ln_post(rest)
-    pooled = (tokens * share).sum(1) if tower.shape.averages else (first if late else tower.ln_post(first))[:, 0]
-    embedding = (tower.ln_post(pooled) if late else pooled) @ tower.proj
-    return TowerOutput(embedding, rest, tuple(seen[layer] for layer in layers))

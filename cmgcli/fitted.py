@@ -52,7 +52,7 @@ def score_fitted(
     false_alarm: float | None,
     address: str | None,
     device: str | None,
-    batch_size: int | None,
+    batch_size: int | str | None,
 ) -> None:
     """Score the files, write each row when it is done, then what is about the whole run; a gate that failed ends the program.
 

@@ -10,14 +10,24 @@ from pathlib import Path
 
 import numpy as np
 
-from cmgcli.errors import ImageError, check_count
+from cmgcli.errors import ImageError, SettingsError, check_count
 from cmgcli.images import read_image
 
 Decoded = tuple[Path | str, np.ndarray | ImageError]
 
 BATCH = 16
+MOST_IN_A_BATCH = 64  # that is chosen, not asked for: the decoded images of two are held
 PATIENCE = 0.05
 THREADS, AHEAD = 2, 256_000_000  # that decode ahead; bytes of pixels
+
+
+def check_batch_size(batch_size: int | str) -> int | str:
+    """How many images to take at once; SettingsError where it is neither ``auto`` nor a whole number from 1 up."""
+    if isinstance(batch_size, str):
+        if batch_size == "auto":
+            return batch_size
+        raise SettingsError(f"batch size: expected auto or a whole number from 1 up, got {batch_size!r}")
+    return check_count("batch size", batch_size, 1)
 
 
 def decoded(paths: Iterable[Path | str], *, batch_size: int = BATCH, live: bool = False) -> Iterator[list[Decoded]]:

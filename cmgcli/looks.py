@@ -18,7 +18,7 @@ from cmgcli.errors import ImageError
 from cmgcli.images import read_image
 from cmgcli.loader import BATCH, decoded
 from cmgcli.model import look_by
-from cmgcli.view import View, views_of
+from cmgcli.view import View, images_at_once, views_of
 
 BUDGET = 500_000_000
 
@@ -35,12 +35,12 @@ class Looks:
         encoder: Encoder,
         settings: Settings,
         *,
-        batch_size: int = BATCH,
+        batch_size: int | str = BATCH,
         mirrored: bool = False,
         budget: int = BUDGET,
     ) -> None:
         self.records, self.encoder, self.settings = records, encoder, settings
-        self.batch_size, self.mirrored = settings.images_at_once(batch_size), mirrored
+        self.batch_size, self.mirrored = images_at_once(encoder, batch_size, tile=settings.tile), mirrored
         texts = tuple(dict.fromkeys(record.text for record in records))
         self.text = dict(zip(texts, encoder.encode_text(texts).cpu(), strict=True))  # caption: (D,)
         self.held = _Held(budget)

@@ -22,7 +22,7 @@ from cmgcli.head import highest, peaks_and_map
 from cmgcli.loader import BATCH, decoded
 from cmgcli.rows import Row
 from cmgcli.tiles import stitch
-from cmgcli.view import View, look, look_nearer, views_of
+from cmgcli.view import View, images_at_once, look, look_nearer, views_of
 
 NO_NUMBER = "the score is not a number: the image gives no usable features"
 NEW_CAPTIONS = 1024  # held beside those of the model
@@ -83,8 +83,12 @@ class Model:
             detector.head.to(encoder.device)
         return Model(replace(detector, bank=detector.bank.to(encoder.device)), encoder)
 
+    def images_at_once(self, batch_size: int | str) -> int:
+        """How many images it takes at a time; see `view.images_at_once`."""
+        return images_at_once(self.encoder, batch_size, tile=self.detector.settings.tile)
+
     def score(
-        self, paths: Iterable[Path | str] | Path | str, captions: Mapping[Path | str, str] | Path | str | None = None, *, batch_size: int = BATCH
+        self, paths: Iterable[Path | str] | Path | str, captions: Mapping[Path | str, str] | Path | str | None = None, *, batch_size: int | str = BATCH
     ) -> Iterator[Row]:
         """One row per path, in order; see `inspect`.
 
@@ -106,7 +110,7 @@ class Model:
         paths: Iterable[Path | str],
         captions: Mapping[Path, str] | None = None,
         *,
-        batch_size: int = BATCH,
+        batch_size: int | str = BATCH,
         live: bool = False,
         maps: bool = False,
     ) -> Iterator[Inspection]:
@@ -114,13 +118,13 @@ class Model:
 
         Args:
             captions: caption by resolved path. An image without one gets the stored caption that explains it best.
-            batch_size: images per forward pass; it does not change a score.
+            batch_size: images per forward pass, it does not change a score; auto takes as many as fit, see `view.images_at_once`.
             live: the paths come as they are made; see `loader.decoded`.
             maps: also compute anomaly maps.
         """
         stored: dict[str, Tensor] = dict(zip(self.detector.language.captions, self.detector.language.text, strict=True))
         known = stored.copy()
-        for batch in decoded(paths, batch_size=self.detector.settings.images_at_once(batch_size), live=live):
+        for batch in decoded(paths, batch_size=self.images_at_once(batch_size), live=live):
             given = [(captions or {}).get(resolved(name)) for name, _ in batch]
             if len(known) > len(stored) + NEW_CAPTIONS:  # each image of a long run may have one of its own
                 known = stored.copy()

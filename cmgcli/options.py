@@ -88,13 +88,29 @@ def print_versions(asked: bool) -> None:
         raise typer.Exit
 
 
+def batch_size_of(text: str | int) -> int | str:
+    """The value of --batch-size."""
+    if text == "auto":
+        return "auto"
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise typer.BadParameter(f"expected auto or a whole number from 1 up, got {text}")
+    return number
+
+
 Version = Annotated[bool, typer.Option("--version", callback=print_versions, is_eager=True, help="Print versions and exit.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=hush, help="Only errors on standard error.", rich_help_panel=TALK)]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", callback=tell_more, help="Say what is done, and how long it took.", rich_help_panel=TALK)]
 DeviceOption = Annotated[
     Optional[Device], typer.Option(help="Where to compute; auto takes the GPU where there is one.", show_default="auto", rich_help_panel=COMPUTE)
 ]
-BatchSize = Annotated[Optional[int], typer.Option(min=1, help="Images per forward pass; changes no score, but for rounding on a GPU.", show_default="16", rich_help_panel=COMPUTE)]
+BatchSize = Annotated[
+    Optional[str],
+    typer.Option(parser=batch_size_of, metavar="N|auto", help="Images per forward pass, or as many as the GPU has memory for; changes no score, but for rounding there.", show_default="16", rich_help_panel=COMPUTE),
+]
 ModelFile = Annotated[Optional[Path], typer.Option(help="Model file made by cmg fit.", show_default=False, rich_help_panel=INPUT)]
 
 # ---- demo

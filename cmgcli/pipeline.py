@@ -33,7 +33,7 @@ from cmgcli.errors import DatasetError, ImageError, check_count
 from cmgcli.head import DefectHead
 from cmgcli.heldout import accustom, drawn_auroc, gather, gather_folds, joined
 from cmgcli.learn import Place, Progress, learn, state_of, with_album
-from cmgcli.loader import BATCH, ImageStore, decoded
+from cmgcli.loader import BATCH, ImageStore, check_batch_size, decoded
 from cmgcli.looks import Looks
 from cmgcli.model import Model
 from cmgcli.precision import fast_bfloat16
@@ -41,7 +41,7 @@ from cmgcli.pretrained_head import load_head
 from cmgcli.projection import check_projection
 from cmgcli.rows import MaskRow
 from cmgcli.tiles import check_tiling
-from cmgcli.view import View, best_other, choose_relevance, look, views_of
+from cmgcli.view import View, best_other, choose_relevance, images_at_once, look, views_of
 from cmgcli.words import counted
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def fit(
     overlap: float = 0.25,
     projection: str = "closed",
     epochs: int = 300,
-    batch_size: int = BATCH,
+    batch_size: int | str = BATCH,
     precision: str | None = None,
     seed: int = 0,
     allow_missing: bool = False,
@@ -141,7 +141,8 @@ def fit(
         CmgError: input, settings or weights that cannot be used.
     """
     check_rate(false_alarm)
-    for name, value, least in (("batch size", batch_size, 1), ("neighbours", neighbours, 0), ("bank size", bank_size, 1), ("epochs", epochs, 1), ("adapt steps", adapt_steps, 0)):
+    check_batch_size(batch_size)
+    for name, value, least in (("neighbours", neighbours, 0), ("bank size", bank_size, 1), ("epochs", epochs, 1), ("adapt steps", adapt_steps, 0)):
         check_count(name, value, least)
     check_count("seed", seed, 0, 2**63 - 1)
     records = records_to_fit(read_records(images, captions, caption=caption, allow_missing=allow_missing))
@@ -181,7 +182,7 @@ def fit_records(
     settings: Settings,
     *,
     false_alarm: float,
-    batch_size: int = BATCH,
+    batch_size: int | str = BATCH,
     snapshot: Path | None = None,
     progress: Progress | None = None,
     looks: Looks | None = None,
@@ -276,24 +277,24 @@ def mask(
     device: str = "auto",
     relevance: str | None = None,
     keep: float | str = "auto",
-    batch_size: int = BATCH,
+    batch_size: int | str = BATCH,
     allow_missing: bool = False,
 ) -> Iterator[MaskResult]:
     """Run CMER alone: one result per record, in order. The arguments are those of `fit`, and are checked at once."""
-    keep = check_keep(keep)
+    keep, batch_size = check_keep(keep), check_batch_size(batch_size)
     records = read_records(images, captions, caption=caption, allow_missing=allow_missing)
     device = choose_device(device)
     tower = load_encoder(encoder, device=device, precision=choose_precision(device))
     return _masked(records, tower, choose_relevance(tower, relevance), keep, batch_size)
 
 
-def _masked(records: Sequence[Record], tower: Encoder, estimator: str, keep: float | str, batch_size: int) -> Iterator[MaskResult]:
+def _masked(records: Sequence[Record], tower: Encoder, estimator: str, keep: float | str, batch_size: int | str) -> Iterator[MaskResult]:
     texts = tuple(dict.fromkeys(record.text for record in records))
     number = {text: u for u, text in enumerate(texts)}
     embedded = tower.encode_text(texts)  # (U, D)
     looking = partial(look, tower, layers=tower.feature_layers, relevance=estimator, keep=keep)
     start = 0
-    for batch in decoded([record.path for record in records], batch_size=batch_size):
+    for batch in decoded([record.path for record in records], batch_size=images_at_once(tower, batch_size)):
         rows = records[start : start + len(batch)]
         start += len(batch)
         views = views_of([image for _, image in batch], [embedded[number[record.text]] for record in rows], looking)

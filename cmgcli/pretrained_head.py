@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cmgcli.encoder import WEIGHTS
+from cmgcli.clip import WEIGHTS
 from cmgcli.errors import EncoderError
 from cmgcli.files import write_whole
 from cmgcli.head import DefectHead

@@ -56,7 +56,7 @@ def score_files(
     phrases: Sequence[Phrase] | None = None,
     live: bool = False,
     work: TileWork | None = None,
-    batch_size: int = BATCH,
+    batch_size: int | str = BATCH,
 ) -> Iterator[Row]:
     """`Model.inspect`, with the pictures of an image on disk before its row comes.
 
@@ -76,8 +76,9 @@ def score_files(
     namer = None if phrases is None else Namer(model.encoder, phrases)
     used = used_stems(done if maps or explained else ())
     pictured = maps is not None or explained is not None or namer is not None
-    again = [] if live else last_batch(done, model.detector.settings.images_at_once(batch_size))
-    inspections = model.inspect(chain((row.file for row in again), files), captions, batch_size=batch_size, live=live, maps=pictured)
+    at_once = model.images_at_once(batch_size)
+    again = [] if live else last_batch(done, at_once)
+    inspections = model.inspect(chain((row.file for row in again), files), captions, batch_size=at_once, live=live, maps=pictured)
     for inspection in after(again, inspections):
         if work is not None and inspection.view is not None:
             work.add(inspection.view)

@@ -38,7 +38,7 @@ def stress(
     *,
     most: int | None = None,
     seed: int = 0,
-    batch_size: int = BATCH,
+    batch_size: int | str = BATCH,
     allow_missing: bool = False,
     progress: Progress | None = None,
 ) -> Stress:
@@ -60,7 +60,7 @@ def stress(
     known = dict(zip(texts, model.encoder.encode_text(texts).cpu(), strict=True))
     counts: Counter[tuple[int, int, bool, bool]] = Counter()  # of change, strength, bad, flagged
     sound, done, total = [], 0, len(chosen) * (1 + len(CHANGES) * STRENGTHS)
-    for batch in _batches(_pictures(chosen, seed), model.detector.settings.images_at_once(batch_size)):
+    for batch in _batches(_pictures(chosen, seed), model.images_at_once(batch_size)):
         for picture, flagged in zip(batch, _flags(model, batch, known), strict=True):
             if (picture.change, picture.strength) == _AS_IS:
                 sound.append(picture.record)

@@ -57,19 +57,16 @@ class Block(nn.Module):
         self.rise, self.fall = nn.Linear(width, inner), nn.Linear(inner, width)
         self.scale_1, self.scale_2 = (nn.Parameter(torch.ones(width)) if scaled else None for _ in range(2))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
-        """See the class.
-
-        mask: (..., L) bool, False for the tokens that none looks at. weight: (B, L) logarithm of how often each token is there to be looked at.
-        """
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """See the class. weight: (B, L) logarithm of how often each token is there to be looked at, None: once each."""
         batch, length, width = x.shape
         dtype = self.qkv.weight.dtype
         joint = self.qkv(self.ln_1(x).to(dtype)).view(batch, length, 3, self.heads, width // self.heads)
         query, key, value = joint.permute(2, 0, 3, 1, 4)  # each (B, heads, L, W / heads)
-        if weight is None:
-            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        else:
+        if weight is not None and weight.requires_grad:
             mixed = _weighted_attention(query, key, value, weight)
+        else:
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=None if weight is None else weight[:, None, None].to(dtype))
         mixed = mixed.transpose(1, 2).reshape(batch, length, width)
         x = x + _scaled(self.out(mixed), self.scale_1)
         return x + _scaled(self.fall(self.activation(self.rise(self.ln_2(x).to(dtype)))), self.scale_2)

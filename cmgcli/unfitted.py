@@ -48,7 +48,7 @@ def score_unfitted(
     caption: str | None,
     encoder: str | None,
     device: str | None,
-    batch_size: int | None,
+    batch_size: int | str | None,
 ) -> None:
     """Score all files against each other and write their rows; all paths are read first, for each image is compared with the others.
 
@@ -86,13 +86,14 @@ def score_unfitted(
         raise typer.Exit(SOME_UNREADABLE)
 
 
-def _rows(scorer: ZeroShot, files: Sequence[str], done: Sequence[Row], maps: Path | None, batch_size: int | None) -> Iterator[Row]:
+def _rows(scorer: ZeroShot, files: Sequence[str], done: Sequence[Row], maps: Path | None, batch_size: int | str | None) -> Iterator[Row]:
     """The rows, each with its pictures on disk before it comes."""
     from cmgcli.loader import BATCH
     from cmgcli.pictures import unused_stem
     from cmgcli.scoring import after, last_batch, used_stems, write_maps
+    from cmgcli.view import images_at_once
 
-    at_once = batch_size or BATCH
+    at_once = images_at_once(scorer.encoder, batch_size or BATCH)
     used, again = used_stems(done), last_batch(done, at_once)
     inspections = scorer.inspect([*(row.file for row in again), *files], batch_size=at_once, maps=maps is not None)
     for inspection in after(again, inspections):

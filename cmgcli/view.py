@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
@@ -11,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmgcli import cmer
+from cmgcli import cmer, ranks
 from cmgcli.detector import patch_features
 from cmgcli.encoder import Encoder, ImageFeatures
 from cmgcli.errors import ImageError, SettingsError
+from cmgcli.loader import BATCH, MOST_IN_A_BATCH, check_batch_size
 from cmgcli.tiles import WHOLE, Box, patch_boxes, tile_boxes, under
 
 TILES_AT_ONCE = 16
@@ -50,12 +52,28 @@ class View:
         return patch_boxes(self.box, self.image.shape[:2], self.keep.shape, np.flatnonzero(self.keep))
 
 
+def images_at_once(encoder: Encoder, batch_size: int | str, *, tile: int | None = None) -> int:
+    """How many images to take at a time, for a ``batch_size`` that is asked for or ``auto``; one where they are seen in tiles, each a batch of them.
+
+    ``auto`` is `loader.BATCH` on a processor, which encodes them one by one, and on a GPU as many as fit into its memory.
+
+    Raises:
+        SettingsError: ``batch_size`` is neither ``auto`` nor a whole number from 1 up.
+    """
+    check_batch_size(batch_size)
+    if tile is not None:
+        return 1
+    if batch_size != "auto":
+        return batch_size
+    return ranks.broadcast(BATCH if encoder.at_once == 1 else encoder.images_that_fit(MOST_IN_A_BATCH), 0)
+
+
 class Meter:
     """Encodes the images of one batch, and counts what each of them costs.
 
     Attributes:
         pixels: (B, 3, S, S) float32, from `Encoder.preprocess`.
-        passes: (B,) float64, passes so far in units of one over all ``P`` patches; one over ``n`` of them adds ``n / P``,
+        passes: (B,) float64, passes so far in units of one over all ``P`` patches; one with room for ``n`` of them adds ``n / P``,
             or 1 where the encoder paints over the others.
     """
 
@@ -68,12 +86,17 @@ class Meter:
         self.passes += 2
         return self.encoder.encode_with_worth(self.pixels, text, layers=layers)
 
-    def encode(self, keep: Tensor | None = None, *, rows: Tensor | slice = slice(None), layers: Sequence[int] = ()) -> ImageFeatures:
-        """`Encoder.encode_image` of the images `rows` through the patches ``keep`` (b, P) bool, equally many in each row."""
-        index = None if keep is None else keep_index(keep)
+    def encode(
+        self, keep: Tensor | None = None, *, rows: Tensor | slice = slice(None), layers: Sequence[int] = (), room: int | None = None
+    ) -> ImageFeatures:
+        """`Encoder.encode_image` of the images `rows` through the patches ``keep`` (b, P) bool, with ``room`` for so many: see `keep_index`.
+
+        The patch tokens of a row that keeps fewer are its own first, and then some that none has looked at.
+        """
+        index, weight = (None, None) if keep is None else keep_index(keep, room)
         whole = index is None or self.encoder.paints
         self.passes[rows.cpu() if isinstance(rows, Tensor) else rows] += 1 if whole else index.shape[1] / self.encoder.patch_count
-        return self.encoder.encode_image(self.pixels[rows], index=index, layers=layers)
+        return self.encoder.encode_image(self.pixels[rows], index=index, weight=weight, layers=layers)
 
 
 def token_match(meter: Meter, text: Tensor, whole: Tensor) -> cmer.Match:
@@ -88,9 +111,16 @@ def token_match(meter: Meter, text: Tensor, whole: Tensor) -> cmer.Match:
     return match
 
 
-def keep_index(keep: Tensor) -> Tensor:
-    """(B, P) bool with K True in each row to (B, K) ascending patch numbers."""
-    return keep.nonzero()[:, 1].view(len(keep), -1)
+def keep_index(keep: Tensor, room: int | None = None) -> tuple[Tensor, Tensor | None]:
+    """(B, P) bool to the patch numbers (B, K) that go through the tower, those of a row in ascending order, and how much each counts.
+
+    room: ``K``; by default as many as the row with most of them keeps. A row that keeps fewer is filled up with others, which count nothing.
+    """
+    counts = keep.sum(1)
+    room = int(counts.max()) if room is None else room
+    index = keep.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :room]
+    spare = torch.arange(room, device=keep.device) >= counts.unsqueeze(1)
+    return index, torch.zeros_like(spare, dtype=torch.float32).masked_fill(spare, -torch.inf) if spare.any() else None
 
 
 def pooled_match(dense: Tensor, text: Tensor) -> cmer.Match:
@@ -189,12 +219,15 @@ def _views(
     """The views of the meter's images through the patches ``kept`` (B, P) bool; ``full`` is what all patches gave."""
     encoder = meter.encoder
     views: list[View | None] = [None] * len(images)
-    counts = kept.sum(1)
-    for count in counts.unique().tolist():  # rows that keep equally many patches go through the tower together
-        rows = (counts == count).nonzero().flatten()
-        seen = full.rows(rows) if count == encoder.patch_count else meter.encode(kept[rows], rows=rows, layers=layers)
+    counts = kept.sum(1).tolist()
+    together = defaultdict(list)  # what goes through the tower together
+    for row, count in enumerate(counts):
+        together[encoder.room_for(count) if count < encoder.patch_count else None].append(row)
+    for room, numbers in together.items():
+        rows = torch.tensor(numbers, device=kept.device)
+        seen = full.rows(rows) if room is None else meter.encode(kept[rows], rows=rows, layers=layers, room=room)
         features = patch_features(seen.patches)  # (b, K, V)
-        for i, row in enumerate(rows.tolist()):
+        for i, row in enumerate(numbers):
             views[row] = View(
                 image=images[row],
                 text=captions[row],
@@ -202,7 +235,7 @@ def _views(
                 keep=kept[row].reshape(encoder.grid).cpu().numpy(),
                 whole=full.embedding[row],
                 embedding=seen.embedding[i],
-                patches=features[i],
+                patches=features[i, : counts[row]].clone(),  # a view that is held shall not hold those of others
                 match_before=float(full.embedding[row] @ captions[row]),
                 match=float(seen.embedding[i] @ captions[row]),
                 passes=float(meter.passes[row]),

@@ -31,7 +31,7 @@ from cmgcli.precision import fast_bfloat16
 from cmgcli.pretrained_head import load_head
 from cmgcli.prompts import DEFECTIVE, FLAWLESS, prompts
 from cmgcli.rows import Row
-from cmgcli.view import View, choose_relevance, look, views_of
+from cmgcli.view import View, choose_relevance, images_at_once, look, views_of
 
 logger = logging.getLogger(__name__)
 
@@ -117,9 +117,9 @@ class ZeroShot:
     blend: Blend
     map_reference: np.ndarray  # (2, 3) as in a Detector
 
-    def inspect(self, paths: Iterable[Path | str], *, batch_size: int = BATCH, live: bool = False, maps: bool = False) -> Iterator[Inspection]:
+    def inspect(self, paths: Iterable[Path | str], *, batch_size: int | str = BATCH, live: bool = False, maps: bool = False) -> Iterator[Inspection]:
         """As `Model.inspect`; an image without a caption gives a row with `error`."""
-        for name, view in self.looked(paths, batch_size, live):
+        for name, view in self.looked(paths, images_at_once(self.encoder, batch_size), live):
             yield Inspection(Row(file=str(name), error=str(view))) if isinstance(view, ImageError) else self._inspection(name, view, maps)
 
     def _inspection(self, name: Path | str, view: View, maps: bool) -> Inspection:
@@ -175,7 +175,7 @@ def zero_shot(
     caption: str | None = None,
     encoder: str = "builtin",
     device: str = "auto",
-    batch_size: int = BATCH,
+    batch_size: int | str = BATCH,
     references: int = REFERENCES,
     seed: int = 0,
 ) -> ZeroShot:
@@ -196,7 +196,7 @@ def zero_shot(
         raise SettingsError("zero-shot: the prompts are made of a caption, and no image has one; give --caption TEXT, or --captions FILE that names these images")
     device = choose_device(device)
     tower = load_encoder(encoder, device=device, precision=choose_precision(device))
-    head = load_head().to(tower.device)
+    batch_size, head = images_at_once(tower, batch_size), load_head().to(tower.device)
     flat = Blend(np.zeros(3), np.ones(3), np.ones(3) / 3)
     scorer = ZeroShot(tower, head, states_of(tower, tuple(dict.fromkeys(caption_of.values()))), caption_of, {}, flat, np.array([[0.0, 1.0, 0.5]] * 2))
     chosen = _sample(caption_of, references, np.random.default_rng(seed))

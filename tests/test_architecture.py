@@ -31,6 +31,7 @@ FLOORS = (
     {"detector", "pretrained_head"},
     {"adapt", "projection", "album"},
     {"bank", "calibrate", "drift", "cmer", "cmle", "encoder", "dataset", "loader", "metrics", "line"},
+    {"builtin"},
     {"clip"},
     {"tokens", "convolutional"},
     {"tower"},

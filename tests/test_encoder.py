@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from cmgcli import encoder as encoding
+from cmgcli import builtin as built_in
 from cmgcli.encoder import load_encoder
-from cmgcli.errors import EncoderError
+from cmgcli.errors import EncoderError, SettingsError
+from cmgcli.loader import BATCH
+from cmgcli.view import images_at_once
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def theirs(tiny_folder):
     """open_clip's own towers of the same weights."""
     import open_clip
 
-    return {"tiny": open_clip.create_model(f"local-dir:{tiny_folder}").visual.eval(), "builtin": encoding.trained_builtin_model().visual.eval()}
+    return {"tiny": open_clip.create_model(f"local-dir:{tiny_folder}").visual.eval(), "builtin": built_in.trained_builtin_model().visual.eval()}
 
 
 def slow_embedding(tower, pixels: torch.Tensor, index: list[int]) -> torch.Tensor:
@@ -165,12 +167,12 @@ def test_weights_of_another_shape_are_an_error(tiny_folder):
 
 
 def test_damaged_builtin_weights_name_the_checksum(monkeypatch, tmp_path):
-    shutil.copytree(encoding.WEIGHTS, tmp_path / "weights")
+    shutil.copytree(built_in.WEIGHTS, tmp_path / "weights")
     path = tmp_path / "weights" / "cmg-builtin.safetensors"
     content = bytearray(path.read_bytes())
     content[-5] ^= 0xFF
     path.write_bytes(content)
-    monkeypatch.setattr(encoding, "WEIGHTS", tmp_path / "weights")
+    monkeypatch.setattr(built_in, "WEIGHTS", tmp_path / "weights")
     with pytest.raises(EncoderError, match="expected checksum [0-9a-f]{16}, got [0-9a-f]{16}"):
         load_encoder("builtin", device="cpu")
     path.unlink()
@@ -237,6 +239,35 @@ def test_a_batch_too_large_for_memory_goes_in_halves_from_then_on(tiny, monkeypa
     memory.sizes.clear()
     tiny.encode_image(pixels[:5], index=None if kept is None else index[:5])
     assert memory.sizes == [2, 2, 1]  # it is not tried again
+
+
+@pytest.mark.parametrize("kind", NO_MEMORY)
+@pytest.mark.parametrize(("room", "expected"), [(16 * 64, 64), (16 * 64 - 1, 32), (16 * 9, 8), (16, 1), (3, 1)])
+def test_a_batch_is_found_that_fits_into_memory(tiny, monkeypatch, kind, room, expected):
+    memory = Memory(tiny, monkeypatch, room, NO_MEMORY[kind]())
+    assert images_at_once(tiny, "auto") == expected
+    tried = [64, 32, 16, 8, 4, 2]
+    assert memory.sizes == tried[: 1 + tried.index(max(2, expected))] and tiny.at_once is None  # one image is not tried: the run itself says that it does not fit
+
+
+def test_the_batch_that_is_found_fits_with_the_way_back(tiny, monkeypatch):
+    """The derivative takes more memory than the pass; it is what such an encoder is asked for at scoring."""
+    monkeypatch.setattr(tiny, "at_once", None)
+    asked = []
+    monkeypatch.setattr(tiny, "_forward_and_back", lambda pixels, *_: asked.append(len(pixels)))
+    assert images_at_once(tiny, "auto") == 64 and asked == [64]
+
+
+def test_how_many_images_are_taken_at_once(tiny, monkeypatch):
+    assert images_at_once(tiny, "auto") == BATCH  # a processor takes them one by one
+    assert images_at_once(tiny, 5) == 5 and images_at_once(tiny, 5, tile=64) == images_at_once(tiny, "auto", tile=64) == 1
+    for wrong in ("Auto", "7", 0, 2.0, None, True):
+        with pytest.raises(SettingsError, match="batch size: expected"):
+            images_at_once(tiny, wrong)
+    memory = Memory(tiny, monkeypatch, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        images_at_once(tiny, "auto")
+    assert memory.sizes == [64]
 
 
 def test_one_image_too_large_for_memory_is_an_error_with_the_remedy(tiny, monkeypatch):

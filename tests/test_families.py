@@ -124,6 +124,21 @@ def test_a_whole_image_is_encoded_as_open_clip_does(family, made):
         torch.testing.assert_close(F.normalize(found.dense.mean(1), dim=1), found.embedding, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("family", TOKENS)
+def test_rows_that_keep_differently_many_patches_go_together(family, made):
+    encoder, _ = made(family)
+    pixels, keep = pixels_of(encoder, 3), torch.zeros(3, encoder.patch_count, dtype=torch.bool)
+    for row, kept in enumerate(([1, 2, 5, 7, 11], [0, 3, 15], [4, 6, 8, 9, 10, 12, 13])):
+        keep[row, kept] = True
+    together = Meter(encoder, pixels).encode(keep, layers=(0, 1), room=10)
+    for row, count in enumerate(keep.sum(1).tolist()):
+        index = keep[row].nonzero().T
+        alone = encoder.encode_image(pixels[row : row + 1], index=index, layers=(0, 1))
+        torch.testing.assert_close(together.embedding[row], alone.embedding[0], atol=1e-5, rtol=0)
+        for found, expected in zip(together.patches, alone.patches, strict=True):
+            torch.testing.assert_close(found[row, :count], expected[0], atol=1e-4, rtol=1e-4)
+
+
 def slow_tokens(visual, pixels: torch.Tensor, index: list[int]) -> torch.Tensor:
     """One image through a vision transformer, the tokens of the patches put together one by one: (D,), and its last tokens."""
     if not hasattr(visual, "trunk"):

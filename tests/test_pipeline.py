@@ -57,6 +57,25 @@ def test_scores_do_not_depend_on_the_batch_size(rows, small_model, small_line, b
         assert (other.anomalous, other.kept) == (row.anomalous, row.kept)
 
 
+def test_scores_are_the_same_in_the_batches_that_fit(rows, model_file, small_line, monkeypatch):
+    model = Model.load(model_file, device="cpu")
+    monkeypatch.setattr(model.encoder, "at_once", None)  # as on a GPU
+    block, sizes = model.encoder.tower.blocks[0], []
+    real = block.forward
+
+    def forward(tokens, *args, **options):
+        sizes.append(len(tokens))
+        if len(tokens) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(tokens, *args, **options)
+
+    monkeypatch.setattr(block, "forward", forward)
+    others = list(model.score(test_images(small_line), captions_of(small_line), batch_size="auto"))
+    assert sizes[:6] == [64, 32, 16, 8, 4, 4] and max(sizes[5:]) == 4
+    assert [other.score for other in others] == pytest.approx([row.score for row in rows], abs=1e-4)
+    assert [(other.file, other.kept) for other in others] == [(row.file, row.kept) for row in rows]
+
+
 def test_a_damaged_image_costs_its_own_row_only(rows, small_model, small_line, tmp_path):
     good = test_images(small_line)
     broken = tmp_path / "broken.png"

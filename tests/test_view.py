@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from cmgcli.cmer import FEW_KEEP_SIZES
+from cmgcli.detector import patch_features
 from cmgcli.encoder import load_encoder
-from cmgcli.view import RELEVANCE, choose_relevance, look
+from cmgcli.view import RELEVANCE, Meter, choose_relevance, keep_index, look
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +55,14 @@ def test_passes_of_an_image_do_not_depend_on_its_batch(tiny, relevance):
 
 def test_fast_costs_one_pass_and_what_is_kept(builtin):
     (view,) = looked(builtin, images(1), "fast", 0.1)
-    assert view.passes == pytest.approx(1 + view.keep.mean()) and view.keep.mean() < 0.7
+    assert view.passes == pytest.approx(1 + seen_again(builtin, view)) and view.keep.mean() < 0.7
     (whole,) = looked(builtin, images(1), "fast", None)
     assert whole.passes == 1 and torch.equal(whole.embedding, builtin.encode_image(builtin.preprocess(images(1))).embedding[0])
 
 
 def test_fast_costs_a_pass_back_and_forth_where_tokens_are_not_averaged(tiny):
     (view,) = looked(tiny, images(1), "fast", 0.1)
-    assert view.passes == pytest.approx(2 + view.keep.mean())
+    assert view.passes == pytest.approx(2 + seen_again(tiny, view))
     features = tiny.encode_image(tiny.preprocess(images(1)), layers=tiny.feature_layers)
     torch.testing.assert_close(view.whole, features.embedding[0])
     (sampled,) = looked(tiny, images(1), "sampled", 0.1)
@@ -81,5 +82,36 @@ def test_the_default_estimator_is_the_cheap_one(tiny, builtin):
 def test_the_match_of_all_patches_takes_no_pass_of_its_own(tiny):
     (few,), (all_kept,) = looked(tiny, images(1), "occlusion", 0.1), looked(tiny, images(1), "occlusion", "auto")
     sizes = [max(1, round(size * tiny.patch_count)) / tiny.patch_count for size in FEW_KEEP_SIZES if size < 1]
-    kept = 0 if all_kept.keep.all() else all_kept.keep.mean()
-    assert all_kept.passes - kept == pytest.approx(few.passes - few.keep.mean() + sum(sizes))
+    assert all_kept.passes - seen_again(tiny, all_kept) == pytest.approx(few.passes - seen_again(tiny, few) + sum(sizes))
+
+
+def seen_again(encoder, view) -> float:
+    """What the second look costs, in passes: its kept patches, and those that fill the room up."""
+    return 0 if view.keep.all() else encoder.room_for(int(view.keep.sum())) / encoder.patch_count
+
+
+def test_images_that_keep_differently_many_patches_go_together_and_are_seen_as_alone(builtin, monkeypatch):
+    pictures = [np.roll(read, 3, axis=0) for read in images(5)]
+    monkeypatch.setattr(builtin, "room_for", lambda count: count)
+    alone = [looked(builtin, [picture], "fast", keep)[0] for picture, keep in zip(pictures, (0.03, 0.06, 0.1, 0.2, 0.3), strict=True)]
+    counts = [int(view.keep.sum()) for view in alone]
+    assert len(set(counts)) == 5 and max(counts) < 196
+    keeps = torch.from_numpy(np.stack([view.keep.ravel() for view in alone]))
+    index, weight = keep_index(keeps)
+    assert index.shape == weight.shape == (5, max(counts)) and (weight.isfinite().sum(1) == torch.tensor(counts)).all()
+    seen = Meter(builtin, builtin.preprocess(pictures)).encode(keeps, layers=builtin.feature_layers)
+    for i, view in enumerate(alone):
+        torch.testing.assert_close(seen.embedding[i], view.embedding, atol=1e-5, rtol=0)
+        torch.testing.assert_close(patch_features(seen.patches)[i, : counts[i]], view.patches, atol=1e-5, rtol=0)
+
+
+def test_what_is_kept_has_room_in_few_sizes_whatever_the_batch(builtin):
+    rooms = [builtin.room_for(count) for count in range(1, 197)]
+    assert rooms == sorted(rooms) and all(count <= room <= count + 7 for count, room in enumerate(rooms, 1)) and len(set(rooms)) == 25
+    pictures = images(6)
+    together = looked(builtin, pictures, "fast", 0.1)
+    assert len({int(view.keep.sum()) for view in together}) > 1
+    for picture, view in zip(pictures, together, strict=True):
+        (alone,) = looked(builtin, [picture], "fast", 0.1)
+        assert torch.equal(alone.patches, view.patches) and torch.equal(alone.embedding, view.embedding) and alone.passes == view.passes
+        assert len(view.patches) == view.keep.sum() and view.patches.untyped_storage().nbytes() == view.patches.nbytes

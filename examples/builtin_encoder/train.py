@@ -38,8 +38,8 @@ from torch.nn import functional as F
 
 from cmgcli import line
 from cmgcli.precision import fast_bfloat16
+from cmgcli.builtin import save_builtin, trained_builtin_model
 from cmgcli.clip import BUILTIN, WEIGHTS, builtin_tokenizer
-from cmgcli.encoder import save_builtin, trained_builtin_model
 from cmgcli.metrics import auroc
 from cmgcli.tower import Tower, TowerShape, tower_of
 

@@ -25,7 +25,8 @@ from torch.nn import functional as F
 
 from cmgcli import defects, line
 from cmgcli.clip import builtin_tokenizer
-from cmgcli.encoder import Encoder, choose_precision, load_encoder, trained_builtin_model
+from cmgcli.builtin import trained_builtin_model
+from cmgcli.encoder import Encoder, choose_precision, load_encoder
 from cmgcli.metrics import auroc
 
 AMONG = (256, 512)

@@ -78,7 +78,7 @@ def captum_occlusion(encoder: Encoder, text: Tensor) -> Callable[[Tensor], Tenso
 
 
 def match(encoder: Encoder, pixels: Tensor, text: Tensor, keep: Tensor) -> Tensor:
-    return (encoder.encode_image(pixels, index=None if keep.all() else keep_index(keep)).embedding * text).sum(1)
+    return (encoder.encode_image(pixels, index=None if keep.all() else keep_index(keep)[0]).embedding * text).sum(1)
 
 
 def curve(encoder: Encoder, pixels: Tensor, text: Tensor, relevance: Tensor) -> float:

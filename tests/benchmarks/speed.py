@@ -105,7 +105,7 @@ def _open_clip_forward(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
     import open_clip
 
     from cmgcli.clip import quiet_open_clip
-    from cmgcli.encoder import trained_builtin_model
+    from cmgcli.builtin import trained_builtin_model
 
     if name == "builtin":
         visual = trained_builtin_model().visual
