@@ -43,7 +43,7 @@ class Scene:
     """A normal training image and where CMER lets a defect lie."""
 
     image: np.ndarray  # (H, W, 3) uint8
-    keep: np.ndarray  # (h, w) bool
+    keep: np.ndarray  # (h, w) bool, a grid of any size over the image
 
 
 @dataclass(frozen=True)
@@ -201,12 +201,30 @@ def draw_crops(
         piece, allowed = _cut(scene, rng, size)
         other = _cut(Scene(scene.image if donor is None else donor, np.ones((1, 1), bool)), rng, size)[0] if rng.random() < 0.7 else None
         image, mask, counts = _with_defects(piece, allowed, other, rng, rate if allowed.any() else 0, kinds, max(VISIBLE_LEVELS, VISIBLE_SHARE * spread))
-        for axis in (0, 1):
-            if rng.random() < 0.5:
-                image, mask, counts = (np.flip(array, axis) for array in (image, mask, counts))
-        pad = ((0, size - len(image)), (0, size - image.shape[1]))
-        crops.append(Crop(np.pad(image, (*pad, (0, 0)), mode="edge"), _under(mask, pad) > TARGET_SHARE, _under(counts, pad) > COUNTED_SHARE, mean, spread))
+        crops.append(_crop(image, mask, counts, rng, size, mean, spread))
     return crops
+
+
+def crops_of_defect(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, *, count: int = CROPS, size: int = CROP) -> list[Crop]:
+    """Random squares of a bad image around places of its defect, at the scales of its looks, mirrored at random.
+
+    image: (H, W, 3) uint8. mask: (H, W) bool, where the defect lies, not empty; all else counts as good.
+    """
+    mean, spread = exposure(image)
+    crops = []
+    for _ in range(count):
+        piece, bad = _cut(Scene(image, mask), rng, size)
+        crops.append(_crop(piece, bad, np.ones(bad.shape, bool), rng, size, mean, spread))
+    return crops
+
+
+def _crop(image: np.ndarray, mask: np.ndarray, counts: np.ndarray, rng: np.random.Generator, size: int, mean: float, spread: float) -> Crop:
+    """A piece (h, w, 3), where a defect can be seen and where the loss counts, (h, w) bool each, mirrored at random and padded to the size."""
+    for axis in (0, 1):
+        if rng.random() < 0.5:
+            image, mask, counts = (np.flip(array, axis) for array in (image, mask, counts))
+    pad = ((0, size - len(image)), (0, size - image.shape[1]))
+    return Crop(np.pad(image, (*pad, (0, 0)), mode="edge"), _under(mask, pad) > TARGET_SHARE, _under(counts, pad) > COUNTED_SHARE, mean, spread)
 
 
 def _cut(scene: Scene, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -106,6 +106,7 @@ def fit(
     cmer: o.Cmer = None,
     cmle: o.Cmle = None,
     adapt: o.Adapt = None,
+    known_defects: o.KnownDefects = None,
     adapt_steps: o.AdaptSteps = None,
     relevance: o.RelevanceOption = None,
     keep: o.KeepOption = None,
@@ -133,7 +134,7 @@ def fit(
         captions, caption = one_of(context, "captions", "caption")
         options = given(
             captions=captions, caption=caption, encoder=encoder, false_alarm=false_alarm, calibration=calibration, cmer=cmer, cmle=cmle, adapt=adapt,
-            adapt_steps=adapt_steps, relevance=relevance, keep=parse_keep(keep), latent_dim=latent_dim, projection=projection, epochs=epochs, neighbours=neighbours, ridge=ridge,
+            known_defects=known_defects, adapt_steps=adapt_steps, relevance=relevance, keep=parse_keep(keep), latent_dim=latent_dim, projection=projection, epochs=epochs, neighbours=neighbours, ridge=ridge,
             bank_size=bank_size, tile=tile, overlap=overlap, device=device, batch_size=batch_size, precision=precision, seed=seed, allow_missing=allow_missing or None,
         )  # fmt: skip
         if images is None and not print_config:
@@ -154,6 +155,8 @@ def fit(
         detail(f"encoder {detector.settings.encoder} on {model.encoder.device}")
         if detector.settings.encoder == "builtin":
             say("fitted with the small built-in encoder; --encoder ViT-B-16/laion2b_s34b_b88k understands more captions and finer texture")
+        if detector.settings.known_defects:
+            say(f"the defect head learnt from {counted(detector.settings.known_defects, 'known bad image')} too; the threshold is of good ones alone")
         say(detector.calibration.sentence)
         say(f"wrote {out}: {counted(detector.fit_images, 'image')} fitted, threshold {detector.calibration.said_threshold}")
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from cmgcli.errors import DatasetError, ImageError, SettingsError
 from cmgcli.files import resolved
-from cmgcli.images import find_images, listed
+from cmgcli.images import find_images, listed, read_mask
 from cmgcli.sheet import sheet_rows
 from cmgcli.words import counted
 
@@ -88,6 +90,22 @@ def _check_any(records: Sequence[Record], source: Path) -> None:
 def training_records(records: Iterable[Record]) -> tuple[Record, ...]:
     """The normal records to fit on: of split 'train' where any record has a split, and never labelled anomalous."""
     return tuple(record for record in _of_split(records, "train") if not record.label)
+
+
+def known_bad_records(records: Iterable[Record]) -> tuple[Record, ...]:
+    """The records of split 'train' that are labelled anomalous; none where no record has a split, for then `test_records` are all of them."""
+    return tuple(record for record in records if record.split == "train" and record.label)
+
+
+def mask_of(record: Record, shape: tuple[int, int]) -> np.ndarray:
+    """The mask (H, W) bool of a record that has one; DatasetError where it is not of its image's shape, ImageError where it cannot be read."""
+    mask = read_mask(record.mask)
+    if mask.shape != shape:
+        raise DatasetError(
+            f"mask {record.mask} of {record.file_name}: expected the size of its image, {shape[1]} x {shape[0]}, "
+            f"got {mask.shape[1]} x {mask.shape[0]}; draw it on the image as it is, or leave the column mask empty"
+        )
+    return mask
 
 
 def test_records(records: Iterable[Record]) -> tuple[Record, ...]:

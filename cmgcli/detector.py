@@ -45,6 +45,7 @@ class Settings:
     tile: int | None  # side in pixels of the tiles in which larger images are seen; None: as a whole
     overlap: float  # share of a tile
     adapt_steps: int  # the most; 0: no defect head
+    known_defects: int  # bad images that the head learns from too
     calibration: str  # split or cross
     projection: str  # closed, linear or mlp
     epochs: int  # of a trained projection

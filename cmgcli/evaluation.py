@@ -11,11 +11,10 @@ import cv2
 import numpy as np
 
 from cmgcli.calibrate import choose_calibration
-from cmgcli.dataset import Record, test_records
+from cmgcli.dataset import mask_of, Record, test_records
 from cmgcli.errors import DatasetError, ImageError
 from cmgcli.exhibits import Worst, exhibit, shrink
 from cmgcli.figures import RATES, confusion_of, evaluation_of, labelled
-from cmgcli.images import read_mask
 from cmgcli.loader import BATCH
 from cmgcli.looks import BUDGET, Looks
 from cmgcli.metrics import PixelTally
@@ -82,7 +81,7 @@ def evaluate_records(
     maps = pixels is not None or exhibits > 0 or namer is not None
     for done, (record, inspection) in enumerate(zip(records, _inspections(model, looks, maps), strict=True), 1):
         report("scoring", done, len(records))
-        truth = None if record.mask is None or inspection.row.error else _mask(record, inspection.view.image.shape[:2])
+        truth = None if record.mask is None or inspection.row.error else mask_of(record, inspection.view.image.shape[:2])
         case = Case(record, inspection.row, None if truth is None else float(truth.mean()))
         cases.append(case)
         if inspection.row.error:
@@ -114,17 +113,6 @@ def _inspections(model: Model, looks: Looks, maps: bool) -> Iterator[Inspection]
                 yield Inspection(Row(file=name, error=str(view)))
             else:
                 yield model.inspection(name, view, text, looks.text, maps)
-
-
-def _mask(record: Record, shape: tuple[int, int]) -> np.ndarray:
-    """The record's mask (H, W) bool, of its image's shape."""
-    mask = read_mask(record.mask)
-    if mask.shape != shape:
-        raise DatasetError(
-            f"mask {record.mask} of {record.file_name}: expected the size of its image, {shape[1]} x {shape[0]}, "
-            f"got {mask.shape[1]} x {mask.shape[0]}; draw it on the image as it is, or leave the column mask empty"
-        )
-    return mask
 
 
 def _small_mask(mask: np.ndarray, small: tuple[int, int]) -> np.ndarray:

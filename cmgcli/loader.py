@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -139,8 +140,10 @@ class ImageStore:
     about one image to read, and which are there depends on the turn alone.
     """
 
-    def __init__(self, paths: Sequence[Path], *, budget: int = 400_000_000, seed: int = 0) -> None:
-        self.paths, self.budget, self.seed = paths, budget, seed
+    def __init__(
+        self, paths: Sequence[Any], *, budget: int = 400_000_000, seed: int = 0, read: Callable[[Any], np.ndarray] = lambda path: read_image(path)
+    ) -> None:
+        self.paths, self.budget, self.seed, self.read = paths, budget, seed, read  # paths are what `read` reads
         self.held: dict[int, np.ndarray] = {}  # those of the turn asked for last
         self._turn = -1
 
@@ -153,7 +156,7 @@ class ImageStore:
         if self._turn != turn and len(self.held) < len(self.paths):
             held, size = {}, 0
             for i in self._from(turn):
-                held[i] = self.held[i] if i in self.held else read_image(self.paths[i])
+                held[i] = self.held[i] if i in self.held else self.read(self.paths[i])
                 size += held[i].nbytes
                 if size >= self.budget:
                     break

@@ -176,6 +176,10 @@ Cmle = Annotated[
     Optional[bool], typer.Option("--cmle/--no-cmle", help="Judge an image by where its caption puts it (CMLE); without it, by where all images lie.", show_default="cmle", rich_help_panel=METHOD)
 ]
 Adapt = Annotated[Optional[bool], typer.Option("--adapt/--no-adapt", help="Train the defect head, a small net that learns to see defects drawn on the good images.", show_default="adapt", rich_help_panel=METHOD)]
+KnownDefects = Annotated[
+    Optional[bool],
+    typer.Option("--known-defects/--no-known-defects", help="The defect head also learns from images of split train that are labelled bad and have a mask.", show_default="no-known-defects", rich_help_panel=METHOD),
+]
 AdaptSteps = Annotated[Optional[int], typer.Option(min=1, help="Most training steps of the defect head; fewer where it learns no more.", show_default="1500", rich_help_panel=METHOD)]
 RelevanceOption = Annotated[
     Optional[Relevance],

@@ -26,13 +26,14 @@ from cmgcli.cmer import WINDOW, check_keep, entropy
 from cmgcli.clip import from_anywhere
 from cmgcli.cmle import check_latent_dim, check_ridge
 from cmgcli.crossfit import cross_fit
-from cmgcli.dataset import Record, read_dataset, training_records
+from cmgcli.dataset import Record, known_bad_records, read_dataset, training_records
 from cmgcli.detector import Settings
 from cmgcli.encoder import Encoder, choose_device, choose_precision, load_encoder
-from cmgcli.errors import DatasetError, ImageError, check_count
+from cmgcli.errors import DatasetError, ImageError, check_count, SettingsError
 from cmgcli.head import DefectHead
 from cmgcli.heldout import accustom, drawn_auroc, gather, gather_folds, joined
 from cmgcli.learn import Place, Progress, learn, state_of, with_album
+from cmgcli.known import SHARE, KnownDefects, known_records
 from cmgcli.loader import BATCH, ImageStore, check_batch_size, decoded
 from cmgcli.looks import Looks
 from cmgcli.model import Model
@@ -97,6 +98,7 @@ def fit(
     cmer: bool = True,
     cmle: bool = True,
     adapt: bool = True,
+    known_defects: bool = False,
     adapt_steps: int = 1500,
     false_alarm: float = 0.01,
     calibration: str | None = None,
@@ -123,7 +125,8 @@ def fit(
         images: directory of the images; captions: dataset file, None for a folder layout; caption: one for all images.
         encoder: see `encoder.load_encoder`. device: auto, cpu or cuda.
         cmer, cmle: without them every patch is kept, or every caption says the same; without both: the image-only baseline.
-        adapt: train the defect head, for at most ``adapt_steps`` steps.
+        adapt: train the defect head, for at most ``adapt_steps`` steps. known_defects: it also learns from the labelled bad images of split train
+            that have a mask; the threshold still comes from good images alone.
         false_alarm: the promised share of good images called anomalous.
         calibration: split holds images out for the threshold, which then keeps the promise exactly; cross fits on all of
             them and calibrates by K-fold cross-fitting. None: split where the head is trained, else cross.
@@ -145,9 +148,11 @@ def fit(
     for name, value, least in (("neighbours", neighbours, 0), ("bank size", bank_size, 1), ("epochs", epochs, 1), ("adapt steps", adapt_steps, 0)):
         check_count(name, value, least)
     check_count("seed", seed, 0, 2**63 - 1)
-    records = records_to_fit(read_records(images, captions, caption=caption, allow_missing=allow_missing))
+    every = read_records(images, captions, caption=caption, allow_missing=allow_missing)
+    records = records_to_fit(every)
     if not records:
         raise DatasetError(f"{captions or images}: no normal training image; expected rows with split train (or none) and label 0 (or none)")
+    known = _known(every, asked=known_defects, adapt=adapt)
     device = choose_device(device)
     tower = load_encoder(encoder, device=device, precision=choose_precision(device, precision))
     check_tiling(tile, overlap, tower.image_size // tower.grid[0])
@@ -166,6 +171,7 @@ def fit(
         tile=tile,
         overlap=overlap,
         adapt_steps=adapt_steps if adapt else 0,
+        known_defects=len(known),
         calibration=choose_calibration(calibration, head=adapt),
         projection=check_projection(projection),
         epochs=epochs,
@@ -173,7 +179,18 @@ def fit(
         encoder_precision=tower.precision,
         precision=precision or ("bfloat16" if fast_bfloat16(device) else "float32"),
     )
-    return fit_records(records, tower, settings, false_alarm=false_alarm, batch_size=batch_size, snapshot=snapshot, progress=progress)
+    return fit_records(records, tower, settings, false_alarm=false_alarm, batch_size=batch_size, known=known, snapshot=snapshot, progress=progress)
+
+
+def _known(records: Sequence[Record], *, asked: bool, adapt: bool) -> tuple[Record, ...]:
+    """The known bad images that the head is to learn from; those that lie idle are told of."""
+    if asked and not adapt:
+        raise SettingsError("known defects are for the defect head, which this fit leaves out; train it, or do without them")
+    if asked:
+        return known_records(records)
+    if adapt and (idle := sum(record.mask is not None for record in known_bad_records(records))):
+        logger.warning("left out: %s of split train labelled bad, with masks; --known-defects lets the defect head learn from them", counted(idle, "image"))
+    return ()
 
 
 def fit_records(
@@ -183,12 +200,14 @@ def fit_records(
     *,
     false_alarm: float,
     batch_size: int | str = BATCH,
+    known: Sequence[Record] = (),
     snapshot: Path | None = None,
     progress: Progress | None = None,
     looks: Looks | None = None,
 ) -> Model:
     """`fit` on records that are read and an encoder that is loaded: learn, train the head, weigh the parts, calibrate.
 
+    known: bad images that the head learns from too; see `known.known_records`.
     looks: views of the records that were made before with the same encoder, relevance and keep; None makes them.
     """
     report = progress or (lambda stage, done, total: None)
@@ -208,7 +227,7 @@ def fit_records(
     numbers = [i for fold in held for i in fold]
     head = None
     if settings.adapt_steps > 0:
-        head = accustom(_adapt(looks, parts, learners[0].places, snapshot, report), basis, numbers, partial(report, "looking at good images"))
+        head = accustom(_adapt(looks, parts, learners[0].places, known, snapshot, report), basis, numbers, partial(report, "looking at good images"))
     draft, *judges = (replace(model, detector=replace(model.detector, head=head)) for model in (draft, *judges))
     told = partial(report, "weighing the parts of the score")
     model = joined(gather_folds(judges or [draft], basis, held, made_up=len(numbers), report=told)).settle(draft)
@@ -220,17 +239,22 @@ def fit_records(
     return with_album(replace(model, detector=replace(model.detector, calibration=calibration)), looks)
 
 
-def _adapt(looks: Looks, parts: Split, places: Sequence[Sequence[Place]], snapshot: Path | None, report: Progress) -> DefectHead:
-    """Train the head on the fit images; the tuning ones say when it has learnt enough."""
+def _adapt(
+    looks: Looks, parts: Split, places: Sequence[Sequence[Place]], known: Sequence[Record], snapshot: Path | None, report: Progress
+) -> DefectHead:
+    """Train the head on the fit images and on known bad ones; the tuning ones say when it has learnt enough."""
     chosen = [looks.records[i] for i in parts.fit]
     settings = looks.settings
     store = ImageStore([record.path for record in chosen], seed=settings.seed)
+    bad = KnownDefects(known, tile=settings.tile, seed=settings.seed) if known else None
 
     def piece(i: int, rng: np.random.Generator) -> Scene:
         box, keep = places[i][rng.integers(len(places[i]))]
         return Scene(store[i][box], keep)
 
     def sample(rng: np.random.Generator, step: int) -> list[Crop]:
+        if bad is not None and rng.random() < SHARE:
+            return bad.crops(rng, step // STEPS_A_TURN)
         there = store.there(step // STEPS_A_TURN)
         i, donor = (there[k] for k in rng.integers(len(there), size=2))
         return draw_crops(piece(i, rng), piece(donor, rng).image, rng)
@@ -248,14 +272,14 @@ def _adapt(looks: Looks, parts: Split, places: Sequence[Sequence[Place]], snapsh
         precision=settings.precision,
         validate=drawn_auroc(looks, parts.tune) if len(parts.tune) >= FEWEST_TO_TUNE else None,
         snapshot=snapshot,
-        snapshot_key=_key(chosen, settings),
+        snapshot_key=_key([*chosen, *known], settings),
         progress=told,
     )
 
 
 def _key(chosen: Sequence[Record], settings: Settings) -> str:
     """What a training of the head depends on, as a digest: a snapshot of another fit must not be gone on with."""
-    files = [(str(record.path), record.path.stat().st_size, record.path.stat().st_mtime_ns, record.text) for record in chosen]
+    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns, record.text) for record in chosen for path in (record.path, record.mask) if path]
     return hashlib.sha256(repr((settings, files)).encode("utf-8", "surrogateescape")).hexdigest()
 
 

@@ -21,7 +21,7 @@ FLOORS = (
     {"pipeline", "charts", "scored", "scoring", "export"},
     {"crossfit", "zeroshot"},
     {"heldout", "learn", "placard"},
-    {"looks", "explain", "naming"},
+    {"looks", "explain", "naming", "known"},
     {"model", "figures", "contact"},
     {"exhibits", "stress"},
     {"report", "provenance", "checkpoint", "view"},
