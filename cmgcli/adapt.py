@@ -1,4 +1,4 @@
-"""Training of the defect head at fit: crops of the user's own normal images with drawn defects.
+"""Training of the defect head at fit: crops of the user's own normal images with drawn defects, and of bad ones that are known.
 
 A defect is drawn on the crop as the head will see it, so that drawing costs the same for every size of image and each
 look, enlarged or reduced, has hairlines and wide areas of its own.
@@ -33,6 +33,7 @@ SOFT, SOFTNESS = 0.7, (0.3, 1.3)  # of the drawn defects; standard deviation of 
 VISIBLE_LEVELS = 8
 VISIBLE_SHARE = 0.2  # of the image's own spread
 TARGET_SHARE, COUNTED_SHARE = 0.15, 0.5  # of the pixels under a logit
+TRACE_SHARE = 0.02  # of a defect that is known and not drawn: reduced, a small one fills little of a logit and is plain to see
 WARM_UP, DECAY = 0.05, 0.7  # of the steps
 CHECKS = 200  # steps between two looks at the held-out images
 PATIENCE, BETTER = 4, 0.003  # checks without so much gain of AUROC: the curve is flat
@@ -40,18 +41,18 @@ PATIENCE, BETTER = 4, 0.003  # checks without so much gain of AUROC: the curve i
 
 @dataclass(frozen=True)
 class Scene:
-    """A normal training image and where CMER lets a defect lie."""
+    """A normal training image and where CMER lets a defect be drawn."""
 
     image: np.ndarray  # (H, W, 3) uint8
-    keep: np.ndarray  # (h, w) bool, a grid of any size over the image
+    keep: np.ndarray  # (h, w) bool
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A piece of a normal image at the size of one look, with none to three defects."""
+    """A piece of an image at the size of one look, with none to three drawn defects or a known one."""
 
     image: np.ndarray  # (C, C, 3) uint8; where the piece is smaller, its last row and column go on
-    target: np.ndarray  # (C / 4, C / 4) bool, where a drawn defect can be seen
+    target: np.ndarray  # (C / 4, C / 4) bool, where a defect can be seen
     counts: np.ndarray  # (C / 4, C / 4) bool, kept by CMER, and not changed too little to be seen
     mean: float  # exposure of the whole image
     spread: float
@@ -72,13 +73,13 @@ def train_head(
     snapshot_key: str = "",
     progress: Callable[[int, int, float, float | None], None] | None = None,
 ) -> DefectHead:
-    """Train a head on crops of normal images with drawn defects; the same seed gives the same head.
+    """Train a head on crops with defects and without; the same seed gives the same head.
 
     Several ranks draw the crops, those of one step each in turn, and share the held-out images. Rank 0 alone takes the steps: the net
     normalises by statistics of the whole batch, so that to split a batch would take an exchange in each of its layers.
 
     Args:
-        sample: gives crops of one normal image for a step, by its number; see `draw_crops`.
+        sample: gives crops of one image for a step, by its number; see `draw_crops` and `crops_of_defect`.
         steps: the most gradient steps, each on at least ``batch`` crops.
         start: a head to go on from, which is changed; None starts from random weights.
         precision: of the convolutions, float32 or bfloat16; None: bfloat16 where it is fast.
@@ -200,50 +201,68 @@ def draw_crops(
     for _ in range(count):
         piece, allowed = _cut(scene, rng, size)
         other = _cut(Scene(scene.image if donor is None else donor, np.ones((1, 1), bool)), rng, size)[0] if rng.random() < 0.7 else None
-        image, mask, counts = _with_defects(piece, allowed, other, rng, rate if allowed.any() else 0, kinds, max(VISIBLE_LEVELS, VISIBLE_SHARE * spread))
-        crops.append(_crop(image, mask, counts, rng, size, mean, spread))
+        drawn = _with_defects(piece, allowed, other, rng, rate if allowed.any() else 0, kinds, max(VISIBLE_LEVELS, VISIBLE_SHARE * spread))
+        image, mask, counts = _mirrored(drawn, rng)
+        pad = ((0, size - len(image)), (0, size - image.shape[1]))
+        crops.append(Crop(np.pad(image, (*pad, (0, 0)), mode="edge"), _under(mask, pad) > TARGET_SHARE, _under(counts, pad) > COUNTED_SHARE, mean, spread))
     return crops
 
 
 def crops_of_defect(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, *, count: int = CROPS, size: int = CROP) -> list[Crop]:
     """Random squares of a bad image around places of its defect, at the scales of its looks, mirrored at random.
 
-    image: (H, W, 3) uint8. mask: (H, W) bool, where the defect lies, not empty; all else counts as good.
+    image: (H, W, 3) uint8. mask: (H, W) bool, where the defect lies, not empty; all else counts as good, but for what holds a trace of the defect only.
     """
     mean, spread = exposure(image)
+    places = np.flatnonzero(mask)
     crops = []
     for _ in range(count):
-        piece, bad = _cut(Scene(image, mask), rng, size)
-        crops.append(_crop(piece, bad, np.ones(bad.shape, bool), rng, size, mean, spread))
+        box, seen = _square(mask.shape, mask.shape, lambda: divmod(int(places[rng.integers(len(places))]), mask.shape[1]), rng, size)
+        pieces = (cv2.resize(array, seen, interpolation=cv2.INTER_AREA) for array in (image[box], mask[box].astype(np.float32)))
+        piece, bad = _mirrored(pieces, rng)
+        pad = ((0, size - len(piece)), (0, size - piece.shape[1]))
+        share = _under(bad, pad)
+        counts = (_under(np.ones(bad.shape, bool), pad) > COUNTED_SHARE) & ((share == 0) | (share > TRACE_SHARE))
+        crops.append(Crop(np.pad(piece, (*pad, (0, 0)), mode="edge"), share > TRACE_SHARE, counts, mean, spread))
     return crops
 
 
-def _crop(image: np.ndarray, mask: np.ndarray, counts: np.ndarray, rng: np.random.Generator, size: int, mean: float, spread: float) -> Crop:
-    """A piece (h, w, 3), where a defect can be seen and where the loss counts, (h, w) bool each, mirrored at random and padded to the size."""
-    for axis in (0, 1):
-        if rng.random() < 0.5:
-            image, mask, counts = (np.flip(array, axis) for array in (image, mask, counts))
-    pad = ((0, size - len(image)), (0, size - image.shape[1]))
-    return Crop(np.pad(image, (*pad, (0, 0)), mode="edge"), _under(mask, pad) > TARGET_SHARE, _under(counts, pad) > COUNTED_SHARE, mean, spread)
+def _mirrored(arrays: Iterable[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+    """The arrays (h, w, ...), all mirrored alike, at random along each side."""
+    axes = [axis for axis in (0, 1) if rng.random() < 0.5]
+    return [np.flip(array, axes) for array in arrays]
 
 
 def _cut(scene: Scene, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """A square around a kept place at a scale between the image's smallest and largest look: (h, w, 3) uint8 and what CMER keeps (h, w) bool."""
-    height, width = scene.image.shape[:2]
+    """What `_square` chooses: (h, w, 3) uint8, and what CMER keeps of it (h, w) bool."""
+    box, (width, height) = _square(scene.image.shape[:2], scene.keep.shape, lambda: _kept_patch(scene.keep, rng), rng, size)
+    rows = []
+    for part, seen, patches, side in zip(box, (height, width), scene.keep.shape, scene.image.shape[:2], strict=True):
+        rows.append(((part.start + (np.arange(seen) + 0.5) * (part.stop - part.start) / seen) * patches / side).astype(int))
+    return cv2.resize(scene.image[box], (width, height), interpolation=cv2.INTER_AREA), scene.keep[np.ix_(*rows)]
+
+
+def _kept_patch(keep: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
+    return tuple(np.argwhere(keep)[rng.integers(np.count_nonzero(keep))]) if keep.any() else (0, 0)
+
+
+def _square(
+    shape: tuple[int, int], grid: tuple[int, int], choose: Callable[[], tuple[int, int]], rng: np.random.Generator, size: int
+) -> tuple[tuple[slice, slice], tuple[int, int]]:
+    """A square of an image of this shape around a chosen place of a grid, in pixels, and the width and height at which it is seen: at a scale between
+    the image's smallest and largest look."""
+    height, width = shape
     scales = look_scales(height, width)
     scale = max(np.exp(rng.uniform(np.log(scales[-1]), np.log(scales[0]))), min(scales[0], MIN_SIDE / min(height, width)))
     reach = max(1, round(size / scale))  # pixels of the image that the crop covers
-    patch = np.argwhere(scene.keep)[rng.integers(np.count_nonzero(scene.keep))] if scene.keep.any() else (0, 0)
-    box, rows = [], []
-    for at, patches, side in zip(patch, scene.keep.shape, (height, width), strict=True):
+    box, seen = [], []
+    for at, patches, side in zip(choose(), grid, shape, strict=True):
         middle = (at + rng.random()) * side / patches
         low = int(np.clip(middle - rng.random() * reach, 0, max(0, side - reach)))
         high = min(side, low + reach)
         box.append(slice(low, high))
-        seen = min(size, max(MIN_SIDE // 4, round((high - low) * scale)))
-        rows.append(((low + (np.arange(seen) + 0.5) * (high - low) / seen) * patches / side).astype(int))
-    piece = cv2.resize(scene.image[tuple(box)], (len(rows[1]), len(rows[0])), interpolation=cv2.INTER_AREA)
-    return piece, scene.keep[np.ix_(*rows)]
+        seen.append(min(size, max(MIN_SIDE // 4, round((high - low) * scale))))
+    return (box[0], box[1]), (seen[1], seen[0])
 
 
 def _with_defects(

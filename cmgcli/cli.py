@@ -5,15 +5,15 @@ from __future__ import annotations
 import inspect
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cmgcli import needs
+from cmgcli import needs, ranks
 from cmgcli import options as o
-from cmgcli import ranks
 from cmgcli.config import as_yaml, one_of
 from cmgcli.console import (
     SOME_UNREADABLE,
@@ -132,6 +132,7 @@ def fit(
     with reported():
         check_needs(context, needs.FIT)
         captions, caption = one_of(context, "captions", "caption")
+        known_defects = known_defects if adapt is not False else None
         options = given(
             captions=captions, caption=caption, encoder=encoder, false_alarm=false_alarm, calibration=calibration, cmer=cmer, cmle=cmle, adapt=adapt,
             known_defects=known_defects, adapt_steps=adapt_steps, relevance=relevance, keep=parse_keep(keep), latent_dim=latent_dim, projection=projection, epochs=epochs, neighbours=neighbours, ridge=ridge,
@@ -236,7 +237,7 @@ def score(
         )  # fmt: skip
 
 
-def _lookup(captions: Path | None, images: Path | None) -> dict[Path, str] | None:
+def _lookup(captions: Path | None, images: Path | None) -> Mapping[Path, str] | None:
     if captions is None:
         return None
     from cmgcli.dataset import read_lookup

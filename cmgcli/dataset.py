@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -82,7 +82,7 @@ def _check_folder(images: Path) -> None:
         raise DatasetError(f"{str(images)!r} {state}: give the folder that holds the images")
 
 
-def _check_any(records: Sequence[Record], source: Path) -> None:
+def _check_any(records: Sized, source: Path) -> None:
     if not records:
         raise DatasetError(f"{str(source)!r}: no image with a caption found: at least one is needed")
 
@@ -113,20 +113,37 @@ def test_records(records: Iterable[Record]) -> tuple[Record, ...]:
     return _of_split(records, "test")
 
 
-def caption_lookup(records: Iterable[Record]) -> dict[Path, str]:
+class Lookup(Mapping[Path, str]):
+    """Captions by resolved path, in a fifth of the memory that a dictionary of paths takes: a run may have millions."""
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        texts: dict[str, str] = {}  # each caption once
+        self._by_path = {str(record.path): texts.setdefault(record.text, record.text) for record in records}
+
+    def __getitem__(self, path: Path | str) -> str:
+        return self._by_path[str(path)]
+
+    def __iter__(self) -> Iterator[Path]:
+        return map(Path, self._by_path)
+
+    def __len__(self) -> int:
+        return len(self._by_path)
+
+
+def caption_lookup(records: Iterable[Record]) -> Lookup:
     """The caption of each image by its resolved path."""
-    return {record.path: record.text for record in records}
+    return Lookup(records)
 
 
-def read_lookup(captions: Path, images: Path) -> dict[Path, str]:
+def read_lookup(captions: Path, images: Path) -> Lookup:
     """`caption_lookup` of a caption file alone: the folder is not looked through, and what the file says beside captions need not be there.
 
     Raises DatasetError as `read_dataset` does.
     """
     _check_folder(images)
-    records = [line.record for line in _distinct_lines(captions, images, need_masks=False) if line.record.path.is_file()]
-    _check_any(records, captions)
-    return caption_lookup(records)
+    found = Lookup(line.record for line in _distinct_lines(captions, images, need_masks=False) if line.record.path.is_file())
+    _check_any(found, captions)
+    return found
 
 
 def _of_split(records: Iterable[Record], split: str) -> tuple[Record, ...]:
@@ -149,9 +166,9 @@ def read_lines(captions: Path, images: Path, *, need_masks: bool = True, need_te
 
 def _distinct_lines(captions: Path, images: Path, *, need_masks: bool = True) -> Iterator[Line]:
     """`read_lines`; an image in two of them is refused."""
-    first_line: dict[Path, int] = {}
+    first_line: dict[str, int] = {}  # by path; a Path takes much more memory than its text
     for line in read_lines(captions, images, need_masks=need_masks):
-        path = line.record.path
+        path = str(line.record.path)
         if path in first_line:
             raise DatasetError(f"{line.where}: {line.record.file_name!r} is also in line {first_line[path]}: keep one of the two")
         first_line[path] = line.number
@@ -299,8 +316,8 @@ def _folder_record(root: Path, name: str, text: str, mvtec: bool) -> Record:
     split, kind, *below = Path(name).parts
     if not below:  # in no folder that names its defect
         return Record(name, resolved(path), text, split)
-    masks = root / "ground_truth" / kind
-    mask = next(filter(os.path.isfile, (masks / f"{path.stem}_mask.png", masks / f"{path.stem}.png")), None)
+    masks = root / "ground_truth" / kind  # of the test images: a training image of the same name is another
+    mask = next(filter(os.path.isfile, (masks / f"{path.stem}_mask.png", masks / f"{path.stem}.png")), None) if split == "test" else None
     return Record(
         file_name=name,
         path=resolved(path),

@@ -87,6 +87,7 @@ class Encoder:
         self.mean = tuple(float(v) for v in mean)
         self.std = tuple(float(v) for v in std)
         self._load_text_side = text
+        self._found_to_fit: dict[int, int] = {}
 
     @functools.cached_property
     def _text_side(self) -> TextSide:
@@ -175,15 +176,17 @@ class Encoder:
             logger.warning("%d images at once did not fit into memory; from now on %d go through the encoder at once", tried, self.at_once)
 
     def images_that_fit(self, most: int) -> int:
-        """The most images, of ``most``, half of them, and so on, for which a pass with the features of a fit finds the memory; at least 1."""
-        count = most
-        while count > 1 and not self._fits(count):
-            count //= 2
-        return count
+        """The most images, of ``most``, half of them, and so on, for which a pass with the features of a fit finds the memory; at least 1. Tried once."""
+        if most not in self._found_to_fit:
+            count = most
+            while count > 1 and not self._fits(count):
+                count //= 2
+            self._found_to_fit[most] = count
+        return self._found_to_fit[most]
 
     def _fits(self, count: int) -> bool:
-        pixels = torch.zeros(count, 3, self.image_size, self.image_size, device=self.device)
         try:
+            pixels = torch.zeros(count, 3, self.image_size, self.image_size, device=self.device)
             if self.weighs and not self.averages:
                 self._forward_and_back(pixels, lambda found, _: found, self.feature_layers, count)
             else:
@@ -203,7 +206,7 @@ class Encoder:
         outs = []
         for start in range(0, len(pixels), step):
             rows = slice(start, start + step)
-            counts = {} if weight is None or not weight[rows].any() else {"weight": weight[rows]}
+            counts = {} if weight is None else {"weight": weight[rows]}
             outs.append(self.tower(pixels[rows], None if index is None else index[rows], layers, **counts))
         return _joined([ImageFeatures(nn.functional.normalize(out.embedding, dim=-1), out.dense, out.layers) for out in outs])
 

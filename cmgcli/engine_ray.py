@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cmgcli.errors import InputError, SettingsError
+from cmgcli.errors import InputError, SettingsError, check_batch_size
 from cmgcli.files import resolved
 from cmgcli.loader import BATCH, MOST_IN_A_BATCH
 from cmgcli.naming import Phrase
@@ -64,6 +64,7 @@ def score_on_ray(
     Raises:
         SettingsError: the extra is not installed, or the cluster has no GPU that was asked for. InputError: there is no cluster at the address.
     """
+    check_batch_size(batch_size)
     ray = _ray()
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=None if address else False)

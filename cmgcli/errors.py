@@ -57,3 +57,12 @@ def check_count(name: str, value: int, least: int, most: int | None = None) -> i
         to = "up" if most is None else f"to {most}"
         raise SettingsError(f"{name}: expected a whole number from {least} {to}, got {value!r}")
     return value
+
+
+def check_batch_size(batch_size: int | str) -> int | str:
+    """How many images to take at once; SettingsError where it is neither ``auto`` nor a whole number from 1 up."""
+    if batch_size == "auto":
+        return batch_size
+    if isinstance(batch_size, str):
+        raise SettingsError(f"batch size: expected auto or a whole number from 1 up, got {batch_size!r}")
+    return check_count("batch size", batch_size, 1)

@@ -11,10 +11,11 @@ import cv2
 import numpy as np
 
 from cmgcli.calibrate import choose_calibration
-from cmgcli.dataset import mask_of, Record, test_records
+from cmgcli.dataset import Record, mask_of, test_records
 from cmgcli.errors import DatasetError, ImageError
 from cmgcli.exhibits import Worst, exhibit, shrink
 from cmgcli.figures import RATES, confusion_of, evaluation_of, labelled
+from cmgcli.known import known_records
 from cmgcli.loader import BATCH
 from cmgcli.looks import BUDGET, Looks
 from cmgcli.metrics import PixelTally
@@ -136,12 +137,14 @@ def ablate(
 
     Args:
         labels: a dataset file with both splits: train to fit, test to judge.
-        adapt_steps: steps of the head in the second half of the table; 0 leaves that half out.
+        adapt_steps: steps of the head in the second half of the table; 0 leaves that half out. Where the model's head has learnt from known bad
+            images, these do too.
     Raises:
         DatasetError: no image to fit on, or one that is there to judge by too.
     """
     records = read_records(images, labels, allow_missing=allow_missing)
     train = records_to_fit(records)
+    known = known_records(records) if adapt_steps and model.detector.settings.known_defects else ()
     test = labelled(test_records(records), labels or images)
     if not train:
         raise DatasetError(f"{labels or images}: the ablation fits its own models and needs rows with split train")
@@ -157,8 +160,9 @@ def ablate(
         for name, (cmer, cmle) in VARIANTS.items():
             title = f"{name} with head" if steps else name
             stage = (lambda what, done, total, title=title: progress(f"{title}: {what}", done, total)) if progress else None
-            changed = replace(settings, cmer=cmer, cmle=cmle, adapt_steps=steps, calibration=calibration)
+            bad = known if steps else ()
+            changed = replace(settings, cmer=cmer, cmle=cmle, adapt_steps=steps, known_defects=len(bad), calibration=calibration)
             rate = model.detector.calibration.false_alarm
-            variant = fit_records(train, model.encoder, changed, false_alarm=rate, batch_size=batch_size, progress=stage, looks=seen[cmer][0])
+            variant = fit_records(train, model.encoder, changed, false_alarm=rate, batch_size=batch_size, known=bad, progress=stage, looks=seen[cmer][0])
             table[title] = evaluate_records(variant, test, progress=stage, looks=seen[cmer][1])
     return table

@@ -32,7 +32,7 @@ from cmgcli.detector import TOP_SHARE, Detector
 from cmgcli.errors import OutputError, SettingsError
 from cmgcli.files import write_whole
 from cmgcli.model import Model
-from cmgcli.tower import Tower, TowerOutput
+from cmgcli.tower import Tower
 from cmgcli.view import match_floor
 
 logger = logging.getLogger(__name__)

@@ -22,8 +22,11 @@ VALIDATED, VALIDATED_PIXELS = 32, 32_000_000
 WIDTHS = (3, 2, 3, 2, 3)  # of the fields of `Evidence`
 
 
-def drawn_auroc(looks: Looks, numbers: Sequence[int]) -> Callable[[DefectHead], float]:
-    """What tells a head's AUROC between held-out normal images and the same with a drawn defect each."""
+def drawn_auroc(looks: Looks, numbers: Sequence[int], known: Sequence[tuple[np.ndarray, np.ndarray]] = ()) -> Callable[[DefectHead], float]:
+    """What tells a head's AUROC between held-out normal images and the same with a drawn defect each, and known bad ones.
+
+    known: images (H, W, 3) and keep masks (h, w), which the head may have seen.
+    """
     rng = np.random.default_rng(looks.settings.seed)
     images, pixels = [], 0  # (normal, drawn, keep mask)
     for _, wholes in looks.sound(spread(numbers, VALIDATED)):
@@ -35,13 +38,14 @@ def drawn_auroc(looks: Looks, numbers: Sequence[int]) -> Callable[[DefectHead], 
             break
 
     def found(head: DefectHead) -> float:
-        def peaks(shown: tuple[np.ndarray, np.ndarray, np.ndarray]) -> torch.Tensor:
-            *pair, keep = shown
-            return torch.stack([peaks_and_map(head, image, keep, precision=looks.settings.precision)[0] for image in pair])
+        def peaks(shown: tuple[np.ndarray, ...]) -> torch.Tensor:
+            *alike, keep = shown
+            return torch.stack([peaks_and_map(head, image, keep, precision=looks.settings.precision)[0] for image in alike])
 
-        seen = torch.stack(ranks.shared(peaks, images))  # (n, 2, looks, shares)
-        head.accustom(seen[:, 0])
-        return auroc(np.tile([0, 1], len(images)), head.unusual(seen).flatten().numpy())
+        seen = torch.cat(ranks.shared(peaks, [*images, *known]))  # normal and drawn in turn, then the known: (n, looks, shares)
+        truth = np.r_[np.tile([0, 1], len(images)), np.ones(len(known))]
+        head.accustom(seen[truth == 0])
+        return auroc(truth, head.unusual(seen).numpy())
 
     return found
 
@@ -106,8 +110,8 @@ def gather_folds(
 ) -> list[Evidence]:
     """`gather` of each fold by its judge, which has not seen it; the folds share ``made_up``. report: called with how many images are done, and of how many."""
     evidence, done, total = [], 0, sum(map(len, folds))
-    for number, (judge, fold) in enumerate(zip(judges, folds, strict=True)):
-        evidence.append(gather(judge, looks, fold, fold=number, made_up=-(-made_up // len(folds)), report=lambda judged, done=done: report(done + judged, total)))
+    for number, (model, fold) in enumerate(zip(judges, folds, strict=True)):
+        evidence.append(gather(model, looks, fold, fold=number, made_up=-(-made_up // len(folds)), report=lambda judged, done=done: report(done + judged, total)))
         done += len(fold)
     return evidence
 

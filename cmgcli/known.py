@@ -13,8 +13,10 @@ import numpy as np
 from cmgcli.adapt import Crop, crops_of_defect
 from cmgcli.dataset import Record, known_bad_records, mask_of
 from cmgcli.errors import SettingsError
+from cmgcli.heldout import VALIDATED, VALIDATED_PIXELS, spread
 from cmgcli.images import read_image
 from cmgcli.loader import ImageStore
+from cmgcli.looks import Looks
 from cmgcli.words import counted
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,21 @@ class KnownDefects:
             low = [int(np.clip(m - rng.integers(self.tile), 0, max(0, side - self.tile))) for m, side in zip(middle, seen.shape[:2], strict=True)]
             seen = seen[low[0] : low[0] + self.tile, low[1] : low[1] + self.tile]
         return crops_of_defect(np.ascontiguousarray(seen[..., :3]), seen[..., 3] > 0, rng)
+
+
+def shown_defects(looks: Looks) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Some of the known bad images (H, W, 3) and their keep masks (h, w), as many as `heldout.drawn_auroc` takes; of tiles the one that shows most of the defect."""
+    found, pixels = [], 0
+    for numbers, views in looks.sound(spread(range(len(looks.records)), VALIDATED)):
+        for number, view in zip(numbers, views, strict=True):
+            if pixels <= VALIDATED_PIXELS:
+                mask = mask_of(looks.records[number], view.image.shape[:2])
+                piece = max(view.pieces, key=lambda piece: np.count_nonzero(mask[piece.box]))
+                found.append((piece.image.copy(), piece.keep))  # of a tile not the whole image, which its pixels are part of
+                pixels += mask[piece.box].size
+        if pixels > VALIDATED_PIXELS:
+            break
+    return found
 
 
 def known_records(records: Sequence[Record]) -> tuple[Record, ...]:

@@ -7,28 +7,20 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Generic, TypeVar
 
 import numpy as np
 
-from cmgcli.errors import ImageError, SettingsError, check_count
+from cmgcli.errors import ImageError, check_count
 from cmgcli.images import read_image
 
+Item = TypeVar("Item")
 Decoded = tuple[Path | str, np.ndarray | ImageError]
 
 BATCH = 16
 MOST_IN_A_BATCH = 64  # that is chosen, not asked for: the decoded images of two are held
 PATIENCE = 0.05
 THREADS, AHEAD = 2, 256_000_000  # that decode ahead; bytes of pixels
-
-
-def check_batch_size(batch_size: int | str) -> int | str:
-    """How many images to take at once; SettingsError where it is neither ``auto`` nor a whole number from 1 up."""
-    if isinstance(batch_size, str):
-        if batch_size == "auto":
-            return batch_size
-        raise SettingsError(f"batch size: expected auto or a whole number from 1 up, got {batch_size!r}")
-    return check_count("batch size", batch_size, 1)
 
 
 def decoded(paths: Iterable[Path | str], *, batch_size: int = BATCH, live: bool = False) -> Iterator[list[Decoded]]:
@@ -133,7 +125,7 @@ def _decode(path: Path | str) -> np.ndarray | ImageError:
         return ImageError(f"{str(path)!r}: the image is too large for the memory of this machine")
 
 
-class ImageStore:
+class ImageStore(Generic[Item]):
     """Images for a training, which needs them again and again, in a fixed budget of memory: those for which there is no room take turns.
 
     They stand in a random order without end. In each turn those from its place on are there, until the budget is full; so a turn brings
@@ -141,9 +133,9 @@ class ImageStore:
     """
 
     def __init__(
-        self, paths: Sequence[Any], *, budget: int = 400_000_000, seed: int = 0, read: Callable[[Any], np.ndarray] = lambda path: read_image(path)
+        self, items: Sequence[Item], *, budget: int = 400_000_000, seed: int = 0, read: Callable[[Item], np.ndarray] = read_image
     ) -> None:
-        self.paths, self.budget, self.seed, self.read = paths, budget, seed, read  # paths are what `read` reads
+        self.items, self.budget, self.seed, self.read = items, budget, seed, read
         self.held: dict[int, np.ndarray] = {}  # those of the turn asked for last
         self._turn = -1
 
@@ -153,10 +145,10 @@ class ImageStore:
 
     def there(self, turn: int) -> list[int]:
         """The numbers of the images that are there in this turn, ascending; ImageError where one cannot be read."""
-        if self._turn != turn and len(self.held) < len(self.paths):
+        if self._turn != turn and len(self.held) < len(self.items):
             held, size = {}, 0
             for i in self._from(turn):
-                held[i] = self.held[i] if i in self.held else self.read(self.paths[i])
+                held[i] = self.held[i] if i in self.held else self.read(self.items[i])
                 size += held[i].nbytes
                 if size >= self.budget:
                     break
@@ -166,10 +158,10 @@ class ImageStore:
 
     def _from(self, place: int) -> Iterator[int]:
         """Each image once, in the order in which they stand from a place on."""
-        cycle, at = divmod(place, len(self.paths))
+        cycle, at = divmod(place, len(self.items))
         seen: set[int] = set()
-        while len(seen) < len(self.paths):
-            for i in np.random.default_rng((self.seed, cycle)).permutation(len(self.paths))[at:].tolist():
+        while len(seen) < len(self.items):
+            for i in np.random.default_rng((self.seed, cycle)).permutation(len(self.items))[at:].tolist():
                 if i not in seen:
                     seen.add(i)
                     yield i

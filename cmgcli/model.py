@@ -9,7 +9,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from torch import Tensor
 
 from cmgcli import checkpoint
@@ -99,8 +98,9 @@ class Model:
         if isinstance(captions, str | Path):
             from cmgcli.dataset import read_lookup
 
-            captions = read_lookup(Path(captions), Path(captions).parent)
-        known = None if captions is None else {resolved(path): caption for path, caption in captions.items()}
+            known = read_lookup(Path(captions), Path(captions).parent)
+        else:
+            known = None if captions is None else {resolved(path): caption for path, caption in captions.items()}
         paths = [paths] if isinstance(paths, str | Path) else paths
         for inspection in self.inspect(paths, known, batch_size=batch_size):
             yield inspection.row

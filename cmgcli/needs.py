@@ -22,7 +22,7 @@ class Need:
 
 FIT = (
     Need("adapt_steps", lambda o: o["adapt"] is not False, "--adapt-steps trains the defect head, which --no-adapt leaves out; give one of the two"),
-    Need("known_defects", lambda o: o["adapt"] is not False, "--known-defects teaches the defect head, which --no-adapt leaves out; give one of the two"),
+    Need("known_defects", lambda o: o["adapt"] is not False or not o["known_defects"], "--known-defects teaches the defect head, which --no-adapt leaves out; give one of the two"),
     Need("relevance", lambda o: o["cmer"] is not False, "--relevance is an estimator of CMER, which --no-cmer leaves out; give one of the two"),
     Need("keep", lambda o: o["cmer"] is not False, "--keep is the share that CMER keeps, and --no-cmer keeps all; give one of the two"),
     Need("neighbours", lambda o: o["cmle"] is not False, "--neighbours is about what the captions say, which --no-cmle does not ask; give one of the two"),

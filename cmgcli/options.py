@@ -14,6 +14,7 @@ import typer
 
 from cmgcli.config import adopt
 from cmgcli.console import hush, reported, tell_more
+from cmgcli.errors import SettingsError, check_batch_size
 from cmgcli.streams import write_out
 from cmgcli.words import installed_version
 
@@ -90,15 +91,10 @@ def print_versions(asked: bool) -> None:
 
 def batch_size_of(text: str | int) -> int | str:
     """The value of --batch-size."""
-    if text == "auto":
-        return "auto"
     try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise typer.BadParameter(f"expected auto or a whole number from 1 up, got {text}")
-    return number
+        return check_batch_size(int(text) if str(text).removeprefix("-").isdecimal() else text)
+    except SettingsError as error:
+        raise typer.BadParameter(str(error).removeprefix("batch size: ")) from error
 
 
 Version = Annotated[bool, typer.Option("--version", callback=print_versions, is_eager=True, help="Print versions and exit.")]

@@ -22,19 +22,19 @@ from torch import Tensor
 
 from cmgcli.adapt import Crop, Scene, draw_crops, train_head
 from cmgcli.calibrate import Split, calibrate, check_rate, choose_calibration, folds, split
-from cmgcli.cmer import WINDOW, check_keep, entropy
 from cmgcli.clip import from_anywhere
+from cmgcli.cmer import WINDOW, check_keep, entropy
 from cmgcli.cmle import check_latent_dim, check_ridge
 from cmgcli.crossfit import cross_fit
 from cmgcli.dataset import Record, known_bad_records, read_dataset, training_records
 from cmgcli.detector import Settings
 from cmgcli.encoder import Encoder, choose_device, choose_precision, load_encoder
-from cmgcli.errors import DatasetError, ImageError, check_count, SettingsError
+from cmgcli.errors import DatasetError, ImageError, SettingsError, check_batch_size, check_count
 from cmgcli.head import DefectHead
 from cmgcli.heldout import accustom, drawn_auroc, gather, gather_folds, joined
+from cmgcli.known import SHARE, KnownDefects, known_records, shown_defects
 from cmgcli.learn import Place, Progress, learn, state_of, with_album
-from cmgcli.known import SHARE, KnownDefects, known_records
-from cmgcli.loader import BATCH, ImageStore, check_batch_size, decoded
+from cmgcli.loader import BATCH, ImageStore, decoded
 from cmgcli.looks import Looks
 from cmgcli.model import Model
 from cmgcli.precision import fast_bfloat16
@@ -148,6 +148,8 @@ def fit(
     for name, value, least in (("neighbours", neighbours, 0), ("bank size", bank_size, 1), ("epochs", epochs, 1), ("adapt steps", adapt_steps, 0)):
         check_count(name, value, least)
     check_count("seed", seed, 0, 2**63 - 1)
+    if known_defects and not (adapt and adapt_steps):
+        raise SettingsError("known defects are for the defect head, which this fit leaves out; train it, or do without them")
     every = read_records(images, captions, caption=caption, allow_missing=allow_missing)
     records = records_to_fit(every)
     if not records:
@@ -184,8 +186,6 @@ def fit(
 
 def _known(records: Sequence[Record], *, asked: bool, adapt: bool) -> tuple[Record, ...]:
     """The known bad images that the head is to learn from; those that lie idle are told of."""
-    if asked and not adapt:
-        raise SettingsError("known defects are for the defect head, which this fit leaves out; train it, or do without them")
     if asked:
         return known_records(records)
     if adapt and (idle := sum(record.mask is not None for record in known_bad_records(records))):
@@ -247,6 +247,7 @@ def _adapt(
     settings = looks.settings
     store = ImageStore([record.path for record in chosen], seed=settings.seed)
     bad = KnownDefects(known, tile=settings.tile, seed=settings.seed) if known else None
+    seen = Looks(known, looks.encoder, settings, batch_size=looks.batch_size, budget=0)
 
     def piece(i: int, rng: np.random.Generator) -> Scene:
         box, keep = places[i][rng.integers(len(places[i]))]
@@ -260,7 +261,8 @@ def _adapt(
         return draw_crops(piece(i, rng), piece(donor, rng).image, rng)
 
     def told(step: int, total: int, loss: float, found: float | None) -> None:
-        report(f"training the defect head (loss {loss:.2f}" + (")" if found is None else f", AUROC of drawn defects {found:.3f})"), step, total)
+        judged = "" if found is None else f", AUROC of drawn {'and known ' if known else ''}defects {found:.3f}"
+        report(f"training the defect head (loss {loss:.2f}{judged})", step, total)
 
     return train_head(
         sample,
@@ -270,7 +272,7 @@ def _adapt(
         start=load_head(),
         device=looks.encoder.device.type,
         precision=settings.precision,
-        validate=drawn_auroc(looks, parts.tune) if len(parts.tune) >= FEWEST_TO_TUNE else None,
+        validate=drawn_auroc(looks, parts.tune, shown_defects(seen) if known else ()) if len(parts.tune) >= FEWEST_TO_TUNE else None,
         snapshot=snapshot,
         snapshot_key=_key([*chosen, *known], settings),
         progress=told,

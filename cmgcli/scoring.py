@@ -9,8 +9,8 @@ from itertools import chain
 from pathlib import Path
 
 from cmgcli.errors import SettingsError
-from cmgcli.files import resolved
 from cmgcli.explain import explain
+from cmgcli.files import resolved
 from cmgcli.loader import BATCH
 from cmgcli.model import MAP_CALM, MAP_STRANGE, Inspection, Model
 from cmgcli.naming import SEPARATOR, Namer, Phrase

@@ -15,8 +15,8 @@ from torch import Tensor
 from cmgcli import cmer, ranks
 from cmgcli.detector import patch_features
 from cmgcli.encoder import Encoder, ImageFeatures
-from cmgcli.errors import ImageError, SettingsError
-from cmgcli.loader import BATCH, MOST_IN_A_BATCH, check_batch_size
+from cmgcli.errors import ImageError, SettingsError, check_batch_size
+from cmgcli.loader import BATCH, MOST_IN_A_BATCH
 from cmgcli.tiles import WHOLE, Box, patch_boxes, tile_boxes, under
 
 TILES_AT_ONCE = 16
@@ -36,7 +36,7 @@ class View:
     patches: Tensor  # (K, V) features of the kept patches, in the order of their numbers
     match_before: float  # cosine of the whole image and the caption
     match: float  # cosine of the kept patches and the caption
-    passes: float  # what all this cost, in passes over the whole image: one over n of P patches counts n / P
+    passes: float  # what all this cost, in passes over the whole image: one with room for n of P patches counts n / P
     box: Box = WHOLE  # where it lies in the image that it is a tile of
     tiles: tuple[View, ...] = ()  # those in which CMER kept something; none where the image is seen as a whole only
     tile_count: int = 0  # how many cover the image, these and the skipped ones
@@ -65,7 +65,9 @@ def images_at_once(encoder: Encoder, batch_size: int | str, *, tile: int | None 
         return 1
     if batch_size != "auto":
         return batch_size
-    return ranks.broadcast(BATCH if encoder.at_once == 1 else encoder.images_that_fit(MOST_IN_A_BATCH), 0)
+    if encoder.at_once == 1:
+        return BATCH
+    return ranks.broadcast(encoder.images_that_fit(MOST_IN_A_BATCH) if ranks.leads() else None, 0)
 
 
 class Meter:
@@ -91,9 +93,10 @@ class Meter:
     ) -> ImageFeatures:
         """`Encoder.encode_image` of the images `rows` through the patches ``keep`` (b, P) bool, with ``room`` for so many: see `keep_index`.
 
-        The patch tokens of a row that keeps fewer are its own first, and then some that none has looked at.
+        The patch tokens of a row that keeps fewer are its own first, and then some that none has looked at. An encoder that does not weigh its
+        patches takes rows that keep equally many, and has no room to spare.
         """
-        index, weight = (None, None) if keep is None else keep_index(keep, room)
+        index, weight = (None, None) if keep is None else keep_index(keep, room if self.encoder.weighs else None)
         whole = index is None or self.encoder.paints
         self.passes[rows.cpu() if isinstance(rows, Tensor) else rows] += 1 if whole else index.shape[1] / self.encoder.patch_count
         return self.encoder.encode_image(self.pixels[rows], index=index, weight=weight, layers=layers)
@@ -114,13 +117,14 @@ def token_match(meter: Meter, text: Tensor, whole: Tensor) -> cmer.Match:
 def keep_index(keep: Tensor, room: int | None = None) -> tuple[Tensor, Tensor | None]:
     """(B, P) bool to the patch numbers (B, K) that go through the tower, those of a row in ascending order, and how much each counts.
 
-    room: ``K``; by default as many as the row with most of them keeps. A row that keeps fewer is filled up with others, which count nothing.
+    room: ``K``; None: as many as each row keeps, which then must be equally many. A row that keeps fewer is filled up with others, which count nothing.
     """
     counts = keep.sum(1)
-    room = int(counts.max()) if room is None else room
+    if room is None:
+        return keep.nonzero()[:, 1].view(len(keep), -1), None
     index = keep.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :room]
     spare = torch.arange(room, device=keep.device) >= counts.unsqueeze(1)
-    return index, torch.zeros_like(spare, dtype=torch.float32).masked_fill(spare, -torch.inf) if spare.any() else None
+    return index, torch.zeros_like(spare, dtype=torch.float32).masked_fill(spare, -torch.inf)
 
 
 def pooled_match(dense: Tensor, text: Tensor) -> cmer.Match:

@@ -53,7 +53,7 @@ def test_the_help_shows_the_defaults_of_the_engine(command):
         if not isinstance(option, OptionInfo) or not isinstance(option.show_default, str) or default is None:
             continue  # what None stands for is told in words
         if isinstance(default, bool):
-            assert option.show_default == (name if default else f"no-{name}")
+            assert option.show_default == (name if default else f"no-{name}").replace("_", "-")
         else:
             assert option.show_default == str(default), name
 

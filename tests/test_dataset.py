@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from cmgcli import dataset
-from cmgcli.dataset import Record, read_dataset
+from cmgcli.dataset import Record, caption_lookup, read_dataset
 from cmgcli.errors import DatasetError, SettingsError
 
 
@@ -243,3 +243,12 @@ def test_a_lookup_needs_no_mask_and_not_every_image(parts):
             dataset.read_lookup(write(parts / "x.csv", f"file_name,text\n{text}"), parts)
     with pytest.raises(DatasetError, match="does not exist: give the folder"):
         dataset.read_lookup(captions, parts / "none")
+
+
+def test_a_lookup_is_a_mapping_of_paths_that_takes_little_memory(tmp_path):
+    records = [Record(f"{i}.png", tmp_path / f"{i}.png", "".join(["a ", "part"])) for i in range(3)]
+    lookup = caption_lookup(records)
+    assert lookup == {record.path: "a part" for record in records} and list(lookup) == [record.path for record in records] and len(lookup) == 3
+    assert lookup[tmp_path / "1.png"] == "a part" and lookup.get(tmp_path / "9.png") is None and tmp_path / "2.png" in lookup
+    first, *others = lookup.values()
+    assert all(other is first for other in others) and first == "a part"

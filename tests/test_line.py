@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from cmgcli.errors import OutputError
 from cmgcli.captions import describe
+from cmgcli.errors import OutputError
 from cmgcli.line import BACKGROUNDS, DEFECTS, MATERIALS, PARTS, WITH_HOLES, Sample, render, write_line
 from cmgcli.parts import FRAME_FILLING, shape
 

@@ -75,10 +75,9 @@ def test_leaving_early_stops_the_source(files):
     assert len(taken) < 50
 
 
-def test_images_for_which_there_is_no_room_take_turns(files, monkeypatch):
+def test_images_for_which_there_is_no_room_take_turns(files):
     reads = []
-    monkeypatch.setattr(loader, "read_image", lambda path: reads.append(path) or read_image(path))
-    store = ImageStore(files, budget=130)  # full with three images of 60 bytes
+    store = ImageStore(files, budget=130, read=lambda path: reads.append(path) or read_image(path))  # full with three images of 60 bytes
     turns = []
     for turn in range(21):
         turns.append(store.there(turn))
@@ -89,10 +88,9 @@ def test_images_for_which_there_is_no_room_take_turns(files, monkeypatch):
     assert ImageStore(files, budget=130).there(17) == turns[17], "a training that goes on finds what was there"
 
 
-def test_where_all_images_fit_all_are_there_and_read_once(files, monkeypatch):
+def test_where_all_images_fit_all_are_there_and_read_once(files):
     reads = []
-    monkeypatch.setattr(loader, "read_image", lambda path: reads.append(path) or read_image(path))
-    store = ImageStore(files)
+    store = ImageStore(files, read=lambda path: reads.append(path) or read_image(path))
     assert [store.there(turn) for turn in (0, 1, 9)] == [list(range(7))] * 3
     assert len(reads) == 7
 

@@ -97,9 +97,10 @@ def test_images_that_keep_differently_many_patches_go_together_and_are_seen_as_a
     counts = [int(view.keep.sum()) for view in alone]
     assert len(set(counts)) == 5 and max(counts) < 196
     keeps = torch.from_numpy(np.stack([view.keep.ravel() for view in alone]))
-    index, weight = keep_index(keeps)
+    index, weight = keep_index(keeps, max(counts))
     assert index.shape == weight.shape == (5, max(counts)) and (weight.isfinite().sum(1) == torch.tensor(counts)).all()
-    seen = Meter(builtin, builtin.preprocess(pictures)).encode(keeps, layers=builtin.feature_layers)
+    monkeypatch.setattr(builtin, "at_once", None)  # as on a GPU
+    seen = Meter(builtin, builtin.preprocess(pictures)).encode(keeps, layers=builtin.feature_layers, room=max(counts))
     for i, view in enumerate(alone):
         torch.testing.assert_close(seen.embedding[i], view.embedding, atol=1e-5, rtol=0)
         torch.testing.assert_close(patch_features(seen.patches)[i, : counts[i]], view.patches, atol=1e-5, rtol=0)

@@ -37,10 +37,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmgcli import line
-from cmgcli.precision import fast_bfloat16
 from cmgcli.builtin import save_builtin, trained_builtin_model
 from cmgcli.clip import BUILTIN, WEIGHTS, builtin_tokenizer
 from cmgcli.metrics import auroc
+from cmgcli.precision import fast_bfloat16
 from cmgcli.tower import Tower, TowerShape, tower_of
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -24,8 +24,8 @@ import torch
 from torch.nn import functional as F
 
 from cmgcli import defects, line
-from cmgcli.clip import builtin_tokenizer
 from cmgcli.builtin import trained_builtin_model
+from cmgcli.clip import builtin_tokenizer
 from cmgcli.encoder import Encoder, choose_precision, load_encoder
 from cmgcli.metrics import auroc
 

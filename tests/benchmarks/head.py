@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cmgcli import defects, head as head_module
+from cmgcli import defects
+from cmgcli import head as head_module
 from cmgcli.adapt import Scene, draw_crops, train_head
 from cmgcli.dataset import Record, read_dataset, test_records, training_records
 from cmgcli.encoder import Encoder, load_encoder

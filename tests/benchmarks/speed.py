@@ -104,8 +104,8 @@ def scoring_units(line: Path, name: str, *, images: int, rounds: int) -> dict[st
 def _open_clip_forward(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
     import open_clip
 
-    from cmgcli.clip import quiet_open_clip
     from cmgcli.builtin import trained_builtin_model
+    from cmgcli.clip import quiet_open_clip
 
     if name == "builtin":
         visual = trained_builtin_model().visual
