@@ -63,6 +63,7 @@ def check_batch_size(batch_size: int | str) -> int | str:
     """How many images to take at once; SettingsError where it is neither ``auto`` nor a whole number from 1 up."""
     if batch_size == "auto":
         return batch_size
-    if isinstance(batch_size, str):
-        raise SettingsError(f"batch size: expected auto or a whole number from 1 up, got {batch_size!r}")
-    return check_count("batch size", batch_size, 1)
+    try:
+        return check_count("batch size", batch_size, 1)
+    except SettingsError:
+        raise SettingsError(f"batch size: expected auto or a whole number from 1 up, got {batch_size!r}") from None
