@@ -114,7 +114,7 @@ def test_records(records: Iterable[Record]) -> tuple[Record, ...]:
 
 
 class Lookup(Mapping[Path, str]):
-    """Captions by resolved path, in a fifth of the memory that a dictionary of paths takes: a run may have millions."""
+    """Captions by resolved path, kept by its text, which takes a fraction of the memory of a Path: a run may have millions."""
 
     def __init__(self, records: Iterable[Record]) -> None:
         texts: dict[str, str] = {}  # each caption once

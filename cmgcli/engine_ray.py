@@ -111,7 +111,7 @@ def _rows(
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         found = ray.cluster_resources()
         gpus = int(found.get("GPU", 0)) if device != "cpu" else 0
-        most = batch_size if isinstance(batch_size, int) else MOST_IN_A_BATCH if gpus else BATCH
+        most = batch_size if batch_size != "auto" else MOST_IN_A_BATCH if gpus else BATCH
         actors = max(1, min(gpus or int(found.get("CPU", 1)), -(-len(inputs) // most)))
         scored = ray.data.from_items(inputs, override_num_blocks=min(len(inputs), max(actors, -(-len(inputs) // (8 * most))))).map_batches(
             Scorer,

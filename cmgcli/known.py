@@ -46,13 +46,17 @@ class KnownDefects:
         return crops_of_defect(np.ascontiguousarray(seen[..., :3]), seen[..., 3] > 0, rng)
 
 
-def shown_defects(looks: Looks) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Some of the known bad images (H, W, 3) and their keep masks (h, w), as many as `heldout.drawn_auroc` takes; of tiles the one that shows most of the defect."""
+def shown_defects(records: Sequence[Record], like: Looks) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Some of the known bad images (H, W, 3) and their keep masks (h, w), as many as `heldout.drawn_auroc` takes; of tiles the one that shows most of the defect.
+
+    like: the looks of the good images, whose encoder and settings serve here too.
+    """
     found, pixels = [], 0
-    for numbers, views in looks.sound(spread(range(len(looks.records)), VALIDATED)):
+    looks = Looks(records, like.encoder, like.settings, batch_size=like.batch_size, budget=0)
+    for numbers, views in looks.sound(spread(range(len(records)), VALIDATED)):
         for number, view in zip(numbers, views, strict=True):
             if pixels <= VALIDATED_PIXELS:
-                mask = mask_of(looks.records[number], view.image.shape[:2])
+                mask = mask_of(records[number], view.image.shape[:2])
                 piece = max(view.pieces, key=lambda piece: np.count_nonzero(mask[piece.box]))
                 found.append((piece.image.copy(), piece.keep))  # of a tile not the whole image, which its pixels are part of
                 pixels += mask[piece.box].size

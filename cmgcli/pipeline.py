@@ -247,7 +247,6 @@ def _adapt(
     settings = looks.settings
     store = ImageStore([record.path for record in chosen], seed=settings.seed)
     bad = KnownDefects(known, tile=settings.tile, seed=settings.seed) if known else None
-    seen = Looks(known, looks.encoder, settings, batch_size=looks.batch_size, budget=0)
 
     def piece(i: int, rng: np.random.Generator) -> Scene:
         box, keep = places[i][rng.integers(len(places[i]))]
@@ -272,7 +271,7 @@ def _adapt(
         start=load_head(),
         device=looks.encoder.device.type,
         precision=settings.precision,
-        validate=drawn_auroc(looks, parts.tune, shown_defects(seen) if known else ()) if len(parts.tune) >= FEWEST_TO_TUNE else None,
+        validate=drawn_auroc(looks, parts.tune, shown_defects(known, looks) if known else ()) if len(parts.tune) >= FEWEST_TO_TUNE else None,
         snapshot=snapshot,
         snapshot_key=_key([*chosen, *known], settings),
         progress=told,
