@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,7 +24,7 @@ from cmgcli.words import installed_version
 
 Module = TypeVar("Module", bound=nn.Module)
 
-FORMAT = 10
+FORMAT = 11
 PACKAGES = ("cmgcli", "torch", "open_clip_torch", "numpy")
 
 
@@ -47,9 +47,7 @@ def save(detector: Detector, path: Path) -> None:
         "bank.groups": detector.bank.groups,
         "bank.origins": detector.bank.origins.int(),
         "album.sheet": detector.album.sheet,
-        "blend.location": torch.from_numpy(detector.blend.location),
-        "blend.scale": torch.from_numpy(detector.blend.scale),
-        "blend.weight": torch.from_numpy(detector.blend.weight),
+        **{f"blend.{part.name}": torch.from_numpy(getattr(detector.blend, part.name)) for part in fields(Blend)},
         "map_reference": torch.from_numpy(detector.map_reference),
         "calibration.scores": torch.from_numpy(calibration.scores),
         "calibration.groups": torch.from_numpy(calibration.groups),
@@ -153,7 +151,7 @@ def _detector(header: dict, tensors: dict[str, torch.Tensor]) -> Detector:
         bank,
         Album(tuple(header["album"]), tensors["album.sheet"]),
         head,
-        Blend(*(tensors[f"blend.{name}"].numpy() for name in ("location", "scale", "weight"))),
+        Blend(**{part.name: tensors[f"blend.{part.name}"].numpy() for part in fields(Blend)}),
         tensors["map_reference"].numpy(),
         Calibration(header["false_alarm"], *held_out, settings.calibration),
         header["fit_images"],

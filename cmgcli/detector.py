@@ -6,7 +6,7 @@ A `Detector` is complete once constructed and never changes; `pipeline` makes an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -24,7 +24,7 @@ from cmgcli.projection import Latent
 PARTS = ("image_score", "patch_score", "head_score")
 TOP_SHARE = 0.01
 SEARCHED_WEIGHT = 0.05
-WRONG_TRUST = 0.1  # of wrong captions against drawn defects, where the parts are weighted
+REACH = 0.95  # of good images lie below where a part begins to speak of wrong captions
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Settings:
     layers: tuple[int, ...]
     cmer: bool
     cmle: bool
+    ground: str  # of `view.GROUNDS`: do the images of the fit show one around what their captions name
     relevance: str  # fast, sampled or occlusion
     keep: float | str
     neighbours: int
@@ -116,14 +117,17 @@ class Blend:
 
     ``softplus`` keeps every part strictly increasing and unclamped, while a part that finds an image *more* normal than
     usual cannot buy off the evidence of another. The square lets plain evidence of one part stand out of the murmur of all.
+    A part that sees wrong captions counts for them where hardly any good image lies, and so says nothing of small defects that it does not see.
     """
 
     location: np.ndarray  # (3,) float64, in the order of `PARTS`
     scale: np.ndarray  # (3,) float64, positive
     weight: np.ndarray  # (3,) float64, sums to 1; 0 for an absent part
+    far: np.ndarray = field(default_factory=lambda: np.zeros(3))  # (3,) float64 in [0, 1], of what lies above `reach`
+    reach: np.ndarray = field(default_factory=lambda: np.zeros(3))  # (3,) float64, in scales above the location
 
     def __call__(self, parts: np.ndarray) -> np.ndarray:
-        """Scores (n,) of parts (n, 3), about 1 for a good image; an absent part is NaN and has weight 0; another that is NaN makes the score NaN."""
+        """Scores (n,) of parts (n, 3), about 1 for a good image; an absent part is NaN and has no weight; another that is NaN makes the score NaN."""
         return np.sqrt(self._squares(parts).sum(axis=1))
 
     def terms(self, parts: np.ndarray) -> np.ndarray:
@@ -131,18 +135,23 @@ class Blend:
         squares = self._squares(parts)
         return squares / np.sqrt(np.maximum(squares.sum(axis=-1, keepdims=True), np.finfo(float).tiny))
 
+    @property
+    def counts(self) -> np.ndarray:
+        """Which parts (3,) bool have any weight."""
+        return (self.weight > 0) | (self.far > 0)
+
     def _squares(self, parts: np.ndarray) -> np.ndarray:
-        z = (np.where(self.weight > 0, parts, self.location).astype(np.float64) - self.location) / self.scale
+        z = (np.where(self.counts, parts, self.location).astype(np.float64) - self.location) / self.scale
         with np.errstate(invalid="ignore"):
-            return self.weight * np.logaddexp(0, z) ** 2
+            return self.weight * np.logaddexp(0, z) ** 2 + self.far * np.logaddexp(0, z - self.reach) ** 2
 
 
 def fit_blend(normal: np.ndarray, drawn: np.ndarray, wrong: np.ndarray) -> Blend:
     """Standardise on normals and weight each part by what it sees, squared: ``(2 AUROC - 1)^2``.
 
-    Drawn defects decide. A part that sees wrong captions keeps a tenth of the weight that would earn it: a wrong part is
-    far out where it is seen at all, and so is found with little weight, while much of it would drown the small defects.
-    A part that sees neither has AUROC 0.5 and hardly any weight. Real defects are never looked at.
+    Drawn defects decide, and what chance shows on average is added for each part, so that where nothing is seen all weigh alike. A part that sees
+    wrong captions has the weight of that, too, but only beyond `REACH` of the good images: a wrong part is far out where it is seen at all, while
+    the murmur of a part that sees nothing else would drown the small defects. Real defects are never looked at.
 
     Args:
         normal: (n, 3) parts of normal images. NaN columns are absent.
@@ -150,20 +159,26 @@ def fit_blend(normal: np.ndarray, drawn: np.ndarray, wrong: np.ndarray) -> Blend
     """
     from cmgcli.metrics import auroc
 
-    location, scale, weight = np.zeros(3), np.ones(3), np.zeros(3)
+    location, scale, weight, far, reach = np.zeros(3), np.ones(3), np.zeros(3), np.zeros(3), np.zeros(3)
     for k in range(3):
         if np.isnan(normal[:, k]).any():
             continue
         location[k] = np.median(normal[:, k])
         spread = normal[:, k].std()
         scale[k] = spread if spread > 1e-3 * abs(location[k]) else max(abs(location[k]), 1e-3)
-        for kind, trust in ((drawn, 1.0), (wrong, WRONG_TRUST)):
+        reach[k] = (np.quantile(normal[:, k], REACH) - location[k]) / scale[k]
+        for kind, seen in ((drawn, weight), (wrong, far)):
             if len(kind):
                 labels = np.repeat([0, 1], [len(normal), len(kind)])
-                weight[k] += trust * max(0.0, 2 * auroc(labels, np.r_[normal[:, k], kind[:, k]]) - 1) ** 2
-    if weight.sum() == 0:
-        weight = (~np.isnan(normal).any(axis=0)).astype(float)
-    return Blend(location, scale, weight / weight.sum())
+                seen[k] = max(0.0, 2 * auroc(labels, np.r_[normal[:, k], kind[:, k]]) - 1) ** 2
+    there = ~np.isnan(normal).any(axis=0)
+    weight += there * (_by_chance(len(normal), len(drawn)) if len(drawn) else 1.0)
+    return Blend(location, scale, weight / weight.sum(), far, reach)
+
+
+def _by_chance(first: int, second: int) -> float:
+    """What ``max(0, 2 AUROC - 1)^2`` is on average between so many values and so many, all alike: half of the variance of Mann and Whitney's statistic."""
+    return (first + second + 1) / (6 * first * second)
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,7 @@ def parts_of_score(blend: Blend, values: np.ndarray) -> tuple[PartOfScore, ...]:
     return tuple(
         PartOfScore(name, float(values[k]), float(blend.location[k]), float(blend.scale[k]), float(points[k]), float(usual[k]), float(excess[k]))
         for k, name in enumerate(PARTS)
-        if blend.weight[k] > 0
+        if blend.counts[k]
     )
 
 

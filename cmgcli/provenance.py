@@ -43,6 +43,7 @@ def of_model(path: Path, detector: Detector) -> Facts:
     facts |= {
         "defect head": "none" if detector.head is None else f"{detector.head.width} channels, dilations {_said(detector.head.dilations)}",
         "weights of the parts": ", ".join(f"{name} {weight:.3f}" for name, weight in zip(PARTS, detector.blend.weight, strict=True)),
+        "weights far out": ", ".join(f"{name} {far:.3f}" for name, far in zip(PARTS, detector.blend.far, strict=True)),
         "images fitted": str(detector.fit_images),
         "captions": str(len(detector.language.captions)),
         "calibration images": str(len(calibration.scores)),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cmgcli.detector import Blend, fit_blend, patch_features, top_mean
+from cmgcli.detector import Blend, _by_chance, fit_blend, patch_features, top_mean
 from cmgcli.metrics import auroc
 
 NONE = np.empty((0, 3))
@@ -33,7 +33,7 @@ def test_a_part_without_signal_gets_no_weight():
     anomalous[:, 1] -= 1
     blend = fit_blend(normal, anomalous, NONE)
     assert blend.weight[0] > 0.85
-    assert blend.weight[1] == 0
+    assert blend.weight[1] < 0.01
     assert blend.weight.sum() == pytest.approx(1)
 
 
@@ -44,8 +44,9 @@ def test_a_part_is_not_blamed_for_the_kinds_it_cannot_see():
     wrong[:, 0] += 3
     wrong[:, 2] -= 3
     blend = fit_blend(normal, scratched, wrong)
-    assert blend.weight[0] == pytest.approx(blend.weight[2] * 0.1, rel=0.1)
-    assert blend.weight[1] < 0.02
+    assert blend.weight[2] > 0.95 and blend.far[2] == 0
+    assert blend.weight[0] < 0.03 and blend.far[0] > 0.8
+    assert blend.weight[1] < 0.03 and blend.far[1] < 0.03
 
 
 def test_a_wrong_part_is_found_by_the_part_that_alone_sees_it():
@@ -59,18 +60,44 @@ def test_a_wrong_part_is_found_by_the_part_that_alone_sees_it():
     assert auroc(np.repeat([0, 1], 300), blend(np.r_[normal, scratched])) > auroc(np.repeat([0, 1], 300), alone(np.r_[normal, scratched])) - 0.01
 
 
+def test_a_part_that_sees_wrong_captions_alone_says_nothing_of_images_as_good_ones_are():
+    rng = np.random.default_rng(0)
+    normal, scratched, wrong = (rng.normal(size=(300, 3)) for _ in range(3))
+    scratched[:, 2] += 2
+    wrong[:, 0] += 6
+    blend = fit_blend(normal, scratched, wrong)
+    assert blend.reach[0] == pytest.approx(1.64, abs=0.3)
+    calm, far = np.zeros((1, 3)), np.array([[6.0, 0, 0]])
+    without = Blend(blend.location, blend.scale, blend.weight)
+    assert blend(calm) == pytest.approx(without(calm), rel=0.1)
+    assert blend(far) > 3 * blend(calm) and blend(far) > 3 * without(far)
+
+
+def test_where_nothing_is_seen_all_parts_weigh_about_alike():
+    rng = np.random.default_rng(0)
+    weights = [fit_blend(rng.normal(size=(30, 3)), rng.normal(size=(60, 3)), NONE).weight for _ in range(200)]
+    assert np.mean(weights, axis=0) == pytest.approx(1 / 3, abs=0.03)
+    assert np.median(np.max(weights, axis=1)) < 0.7
+
+
+def test_what_chance_shows_is_what_it_shows_on_average():
+    rng = np.random.default_rng(0)
+    found = [max(0.0, 2 * auroc(np.repeat([0, 1], [30, 60]), rng.normal(size=90)) - 1) ** 2 for _ in range(2000)]
+    assert np.mean(found) == pytest.approx(_by_chance(30, 60), rel=0.1)
+
+
 def test_an_absent_part_counts_for_nothing():
     rng = np.random.default_rng(0)
     normal = rng.normal(size=(50, 3))
     normal[:, 2] = np.nan
     anomalous = normal + [3, 3, np.nan]
     blend = fit_blend(normal, anomalous, NONE)
-    assert blend.weight[2] == 0
+    assert blend.weight[2] == blend.far[2] == 0 and blend.counts.tolist() == [True, True, False]
     assert np.isfinite(blend(normal)).all()
 
 
 def test_a_worse_part_always_gives_a_higher_score():
-    blend = Blend(np.array([1.0, 2, 3]), np.array([0.1, 1, 2]), np.array([0.2, 0.3, 0.5]))
+    blend = Blend(np.array([1.0, 2, 3]), np.array([0.1, 1, 2]), np.array([0.2, 0.3, 0.5]), np.array([1, 0.5, 0]), np.array([2.0, 1, 0]))
     base = np.array([1.0, 2, 3])
     for k in range(3):
         worse = base + np.linspace(-5, 500, 50)[:, None] * np.eye(3)[k]
