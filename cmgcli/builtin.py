@@ -9,9 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cmgcli.clip import BUILTIN, WEIGHTS, builtin_model
+from cmgcli.clip import BUILTIN, WEIGHTS, builtin_model, builtin_tokenizer
 from cmgcli.errors import EncoderError
 from cmgcli.tower import Tower, TowerShape, tower_of
+
+UNKNOWN = "zebra"  # stood in captions of its training for words that mean nothing: the row of its token stayed zero, as those of all words it never saw
+UNNAMED = f"a photo of a {UNKNOWN}"
 
 
 def builtin_tower(state: dict[str, Tensor]) -> Tower:
@@ -59,6 +62,18 @@ def builtin_state() -> dict[str, Tensor]:
     return {name: tensor.float() for name, tensor in state.items()} | {"token_embedding.weight": table}
 
 
+def unnamed_embedding() -> Tensor:
+    """The embedding (D,) of `UNNAMED`, which is kept apart, for captions take open_clip and scoring does not; EncoderError where it is missing or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    path = WEIGHTS / f"{BUILTIN}.unnamed.safetensors"
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor("embedding")
+    except (OSError, SafetensorError) as error:
+        raise EncoderError(f"the built-in encoder's file {path} is missing or damaged ({error}); install cmgcli again") from error
+
+
 def _digest(state: dict[str, Tensor]) -> str:
     sha = hashlib.sha256()
     for name in sorted(state):
@@ -68,7 +83,7 @@ def _digest(state: dict[str, Tensor]) -> str:
 
 
 def save_builtin(model: nn.Module, touched: Tensor, path: Path) -> None:
-    """Write the built-in weights as fp16 safetensors; of the token table only the rows that training touched.
+    """Write the built-in weights as fp16 safetensors; of the token table only the rows that training touched. Beside them what `unnamed_embedding` reads.
 
     Args:
         touched: (R,) int64 token numbers whose rows are shipped; the others load as zeros, so unseen words carry nothing.
@@ -80,3 +95,6 @@ def save_builtin(model: nn.Module, touched: Tensor, path: Path) -> None:
     state["token_embedding.rows"] = touched.to(torch.int32).contiguous()
     state["token_embedding.values"] = table[touched].contiguous()
     save_file(state, path, metadata={"sha256": _digest(state)})
+    with torch.no_grad():
+        unnamed = model.cpu().encode_text(builtin_tokenizer()([UNNAMED]), normalize=True)[0]
+    save_file({"embedding": unnamed.float().contiguous()}, path.with_suffix(".unnamed.safetensors"))

@@ -22,8 +22,9 @@ from torch.nn import functional as F
 from cmgcli.errors import SettingsError
 
 Match = Callable[[Tensor, Tensor], Tensor]
+Nested = Callable[[Sequence[int]], Tensor]  # from counts to (B, counts): the match of so many of the most relevant patches of each image
 
-MATCH_FLOOR = 0.27  # of the built-in encoder's cosines
+MATCH_FLOOR, GAIN_FLOOR = 0.2, 0.08  # of the built-in encoder's cosines; `tests/benchmarks/keep_rule.py` prints what they go by
 WINDOW = 3  # patches a side, that are hidden together
 FEWEST_PAIRS = 8
 TOLERANCE = 0.2  # of the range of a match over the sizes
@@ -170,39 +171,69 @@ def top_patches(relevance: Tensor, count: int) -> Tensor:
     return torch.zeros_like(relevance, dtype=torch.bool).scatter(1, order, True)
 
 
+def nested_by(match: Match, relevance: Tensor) -> Nested:
+    """The matches of nested sets, each by a pass; relevance: (B, P)."""
+    rows = torch.arange(len(relevance), device=relevance.device)
+    return lambda counts: torch.stack([match(rows, top_patches(relevance, count)) for count in counts], dim=1)
+
+
+def nested_means(dense: Tensor, text: Tensor, relevance: Tensor) -> Nested:
+    """The matches of nested sets without another pass, where the embedding is a mean of tokens: of the mean over each set alone.
+
+    Args:
+        dense: (B, P, D) patch tokens in the embedding space. text: (B, D) unit-norm captions. relevance: (B, P).
+    """
+    order = relevance.argsort(dim=1, descending=True, stable=True)
+    sums = dense.gather(1, order.unsqueeze(-1).expand_as(dense)).cumsum(1)  # (B, P, D), one patch after the other: the same in every batch
+    return lambda counts: (F.normalize(sums[:, [count - 1 for count in counts]], dim=-1) * text.unsqueeze(1)).sum(-1)
+
+
+def best_match(nested: Nested, patches: int, *, sizes: Sequence[float] = KEEP_SIZES) -> Tensor:
+    """The best match (B,) of nested sets of these shares of the grid: how well a caption fits what it fits best."""
+    return nested(_counts(sizes, patches)).amax(1)
+
+
+def gain(nested: Nested, patches: int, *, sizes: Sequence[float] = KEEP_SIZES) -> Tensor:
+    """By how much the best match of the nested sets is above that of all patches, (B,)."""
+    return best_match(nested, patches, sizes=sizes) - nested([patches])[:, 0]
+
+
+def _counts(sizes: Sequence[float], patches: int) -> list[int]:
+    return sorted({max(1, round(size * patches)) for size in sizes})
+
+
 def keep_mask(
-    match: Match,
+    nested: Nested,
     relevance: Tensor,
     grid: tuple[int, int],
     *,
     keep: float | str = "auto",
     sizes: Sequence[float] = KEEP_SIZES,
     tolerance: float = TOLERANCE,
-    floor: float = MATCH_FLOOR,
+    least_gain: float = 0.0,
 ) -> Tensor:
     """The keep mask (B, P) bool: nearly the best match, and no hole where a defect could fall through.
 
     ``auto`` evaluates the nested top-k sets of ``sizes``, shares of the grid, and takes the *largest* whose match is within ``tolerance``
     (of the match's own range over the sizes, at least 0.01 in cosine) of the best: what does not lower the match may
     stay, because a part of an object matches its caption as well as the whole, and the rest of the object is where a
-    defect may be (``tests/benchmarks/keep_rule.py`` compares it with the smallest set). Where no set reaches
-    ``floor``, the caption says nothing about the image and everything is kept. A number keeps that share. A defect
-    lowers the match of its own patch, so the set is then closed, its holes are filled and it is grown by one patch.
+    defect may be (``tests/benchmarks/keep_rule.py`` compares it with the smallest set). Where the best match is not above that of all
+    patches by ``least_gain``, there is no ground to discard, as on a surface that fills the frame, and everything is kept. A number keeps
+    that share. A defect lowers the match of its own patch, so the set is then closed, its holes are filled and it is grown by one patch.
 
     Raises:
         SettingsError: ``keep`` is neither ``auto`` nor in (0, 1].
     """
     patches = grid[0] * grid[1]
     if check_keep(keep) == "auto":
-        counts = sorted({max(1, round(size * patches)) for size in sizes})
-        rows = torch.arange(len(relevance), device=relevance.device)
-        matches = torch.stack([match(rows, top_patches(relevance, count)) for count in counts], dim=1)  # (B, sizes)
+        counts = _counts(sizes, patches)
+        matches = nested(counts)  # (B, sizes)
         best, worst = matches.amax(1, keepdim=True), matches.amin(1, keepdim=True)
         slack = (tolerance * (best - worst)).clamp(min=0.01)
         within = (matches >= best - slack).to(torch.int8)
         last = len(counts) - 1 - within.flip(1).argmax(dim=1)  # (B,)
         chosen = torch.tensor(counts, device=relevance.device)[last]
-        chosen[best.squeeze(1) < floor] = patches
+        chosen[best.squeeze(1) - matches[:, -1] < least_gain] = patches
     else:
         chosen = torch.full((len(relevance),), max(1, round(keep * patches)), device=relevance.device)
     rank = relevance.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # (B, P)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cmgcli.builtin import builtin_state, builtin_tower, trained_builtin_model
+from cmgcli.builtin import builtin_state, builtin_tower, trained_builtin_model, unnamed_embedding
 from cmgcli.clip import TextSide, VisionSide, builtin_tokenizer, first_line, load_clip
 from cmgcli.errors import EncoderError
 from cmgcli.images import to_square
@@ -58,6 +58,8 @@ class Encoder:
         paints: True where a patch that is left out is painted over, so that a pass costs the same without it; a net
             with tokens never computes it.
         weighs: True where it can tell what each patch is worth from one pass and the way back.
+        unnamed: (D,) unit-norm embedding of a caption that names a thing in words that mean nothing, for an encoder that learnt what that
+            says: whatever lies on the ground. Else None.
         sharpness: what the model learnt to multiply a cosine by, to have the log-odds of a caption.
         precision: float32 or bfloat16, of the matrix products that encode images; texts are encoded in float32.
         at_once: images in one forward pass. One on a processor: it is as fast there, and makes a result the same to the
@@ -76,6 +78,7 @@ class Encoder:
         std: Sequence[float],
         device: str,
         precision: str,
+        unnamed: Tensor | None = None,
     ) -> None:
         self.name, self.sha256, self.sharpness, self.precision = name, sha256, sharpness, precision
         self.device = torch.device(device)
@@ -84,6 +87,7 @@ class Encoder:
         self.image_size, self.grid = tower.image_size, tower.grid
         self.dim, self.depth = tower.dim, tower.depth
         self.averages, self.paints, self.weighs = tower.averages, tower.paints, tower.weighs
+        self.unnamed = None if unnamed is None else unnamed.to(self.device)
         self.mean = tuple(float(v) for v in mean)
         self.std = tuple(float(v) for v in std)
         self._load_text_side = text
@@ -322,4 +326,5 @@ def _load_builtin(device: str, precision: str) -> Encoder:
         std=(0.25, 0.25, 0.25),
         device=device,
         precision=precision,
+        unnamed=unnamed_embedding(),
     )

@@ -133,7 +133,7 @@ def ablate(
 ) -> dict[str, Evaluation]:
     """Fit and evaluate baseline, +CMER, +CMLE and CMG with the model's other settings, and each with the head too.
 
-    The variants that keep the same patches share what the encoder sees of the images.
+    The variants that keep the same patches share what the encoder sees of the images, and the head, which language does not touch.
 
     Args:
         labels: a dataset file with both splits: train to fit, test to judge.
@@ -156,13 +156,16 @@ def ablate(
     }
     table = {}
     for steps in (0, adapt_steps) if adapt_steps else (0,):
-        calibration = choose_calibration(None, head=steps > 0)
+        calibration, heads = choose_calibration(None, head=steps > 0), {}
         for name, (cmer, cmle) in VARIANTS.items():
             title = f"{name} with head" if steps else name
             stage = (lambda what, done, total, title=title: progress(f"{title}: {what}", done, total)) if progress else None
             bad = known if steps else ()
             changed = replace(settings, cmer=cmer, cmle=cmle, adapt_steps=steps, known_defects=len(bad), calibration=calibration)
             rate = model.detector.calibration.false_alarm
-            variant = fit_records(train, model.encoder, changed, false_alarm=rate, batch_size=batch_size, known=bad, progress=stage, looks=seen[cmer][0])
+            variant = fit_records(
+                train, model.encoder, changed, false_alarm=rate, batch_size=batch_size, known=bad, progress=stage, looks=seen[cmer][0], head=heads.get(cmer)
+            )
+            heads[cmer] = variant.detector.head
             table[title] = evaluate_records(variant, test, progress=stage, looks=seen[cmer][1])
     return table

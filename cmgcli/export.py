@@ -17,8 +17,9 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import cv2
@@ -31,9 +32,9 @@ from cmgcli import cmer, head
 from cmgcli.detector import TOP_SHARE, Detector
 from cmgcli.errors import OutputError, SettingsError
 from cmgcli.files import write_whole
-from cmgcli.model import Model
+from cmgcli.model import Model, nothing_discarded
 from cmgcli.tower import Tower
-from cmgcli.view import match_floor
+from cmgcli.view import least_gain
 
 logger = logging.getLogger(__name__)
 
@@ -143,11 +144,12 @@ class Inspector(nn.Module):
             )
         if detector.head is not None and size[0] * size[1] > head.MAX_PIXELS:
             raise SettingsError(f"cmg export: expected at most {head.MAX_PIXELS} pixels, got {size[0]} x {size[1]}; export for a smaller size, and resize the images to it")
-        self.keep = settings.keep if settings.cmer else None
-        self.match_floor = match_floor(encoder)
+        self.keep = settings.keep if settings.cmer and not nothing_discarded(settings) else None
+        self.least_gain = least_gain(encoder, settings.ground)
         self.layers, self.grid = settings.layers, encoder.grid
         self.tower = _float_tower(encoder.tower)
         self.to_square = _squash(size, encoder.image_size)
+        self.register_buffer("unnamed", None if encoder.unnamed is None else encoder.unnamed.cpu())  # (D,)
         self.register_buffer("mean", torch.tensor(encoder.mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(encoder.std).view(3, 1, 1))
         weights = [language.weights_of(text) for text in language.text]
@@ -162,8 +164,8 @@ class Inspector(nn.Module):
         self.register_buffer("thresholds", _thresholds(detector))  # (U,)
         self.head = None if detector.head is None else HeadScore(detector.head, size, encoder.grid)
         blend, reference = detector.blend, detector.map_reference
-        for name in ("location", "scale", "weight"):
-            self.register_buffer(f"blend_{name}", torch.from_numpy(getattr(blend, name)))
+        for part in fields(blend):
+            self.register_buffer(f"blend_{part.name}", torch.from_numpy(getattr(blend, part.name)))
         self.register_buffer("reference", torch.from_numpy(reference).float())  # (2, 3)
         self.patch_map_to_image = Resize(encoder.grid, size, cv2.INTER_LINEAR)
 
@@ -181,25 +183,23 @@ class Inspector(nn.Module):
             head_score, head_map = self.head(channels, kept.view(self.grid))
         parts = torch.stack([self._image_score(F.normalize(seen.embedding[0], dim=0), caption), _top_mean(distances, kept, TOP_SHARE).double(), head_score.double()])
         z = (parts - self.blend_location) / self.blend_scale
-        score = (self.blend_weight * (z.clamp(min=0) + (1 + (-z.abs()).exp()).log()) ** 2).sum().sqrt().float()
+        score = (self.blend_weight * _softplus(z) ** 2 + self.blend_far * _softplus(z - self.blend_reach) ** 2).sum().sqrt().float()
         return score, self.thresholds.index_select(0, caption.view(1))[0], self._map(distances, kept, head_map)
 
     def _kept(self, dense: Tensor, text: Tensor) -> Tensor:
         count = dense.shape[1]
         if self.keep is None:
             return torch.ones(count, dtype=torch.bool)
-        relevance = cmer.fast(dense, text[None])[0]  # (P,)
-        before = relevance > relevance.unsqueeze(1)  # (P, P): of equal ones the lower number comes first
-        ties = (relevance == relevance.unsqueeze(1)) & torch.ones(count, count, dtype=torch.bool).tril(-1)
-        rank = (before | ties).sum(1)
+        sizes = sorted({max(1, round(size * count)) for size in cmer.KEEP_SIZES})
+        rank, matches = _nested(dense, text, sizes)
+        if self.unnamed is not None:
+            by_name, (rank_unnamed, matches_unnamed) = matches.max() >= cmer.MATCH_FLOOR, _nested(dense, self.unnamed, sizes)
+            rank, matches = torch.where(by_name, rank, rank_unnamed), torch.where(by_name, matches, matches_unnamed)
         if self.keep == "auto":
-            sizes = sorted({max(1, round(size * count)) for size in cmer.KEEP_SIZES})
-            pooled = torch.stack([F.normalize((dense[0] * (rank < size).unsqueeze(1)).sum(0), dim=0) for size in sizes])
-            matches = pooled @ text  # (sizes,)
             best = matches.max()
             within = matches >= best - (cmer.TOLERANCE * (best - matches.min())).clamp(min=0.01)
             largest = (within * torch.tensor(sizes)).max()
-            chosen = torch.where(best < self.match_floor, count, largest)
+            chosen = torch.where(best - matches[-1] < self.least_gain, count, largest)
         else:
             chosen = max(1, round(self.keep * count))
         return grown((rank < chosen).view(self.grid)).flatten()
@@ -222,6 +222,20 @@ class Inspector(nn.Module):
             return total
         location, scale, weight = self.reference[1]
         return total + self.head.map_to_image(weight * (head_map - location) / scale)
+
+
+def _softplus(z: Tensor) -> Tensor:
+    return z.clamp(min=0) + (1 + (-z.abs()).exp()).log()
+
+
+def _nested(dense: Tensor, text: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The place (P,) of each patch token (1, P, D) in the order of its relevance for a text (D,), and the match (sizes,) of so many of the first."""
+    relevance = cmer.fast(dense, text[None])[0]  # (P,)
+    before = relevance > relevance.unsqueeze(1)  # (P, P): of equal ones the lower number comes first
+    ties = (relevance == relevance.unsqueeze(1)) & torch.ones_like(before).tril(-1)
+    rank = (before | ties).sum(1)
+    pooled = torch.stack([F.normalize((dense[0] * (rank < size).unsqueeze(1)).sum(0), dim=0) for size in sizes])
+    return rank, pooled @ text
 
 
 class HeadScore(nn.Module):

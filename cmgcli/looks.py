@@ -18,9 +18,10 @@ from cmgcli.errors import ImageError
 from cmgcli.images import read_image
 from cmgcli.loader import BATCH, decoded
 from cmgcli.model import look_by
-from cmgcli.view import View, images_at_once, views_of
+from cmgcli.view import View, gains_ground, images_at_once, views_of
 
 BUDGET = 500_000_000
+ASKED, FEWEST_ASKED, MOST_AGREE = 64, 8, 0.75  # images that tell whether there is a ground, and the share of them that settles it
 
 
 class Looks:
@@ -44,6 +45,7 @@ class Looks:
         texts = tuple(dict.fromkeys(record.text for record in records))
         self.text = dict(zip(texts, encoder.encode_text(texts).cpu(), strict=True))  # caption: (D,)
         self.held = _Held(budget)
+        self.unnamed = bytearray(len(records))  # 1 for each that was looked at without its caption; see `view.guides_of`
 
     def of(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], list[View | ImageError]]]:
         """Batches of record numbers with their views, in the order given; an image that cannot be read gives its error."""
@@ -59,7 +61,7 @@ class Looks:
 
     def under(self, settings: Settings) -> Looks:
         """The same looks, the held views shared, for a fit with other settings of what comes after the encoder."""
-        for name in ("encoder_sha256", "layers", "relevance", "keep", "cmer", "tile", "overlap"):
+        for name in ("encoder_sha256", "layers", "relevance", "keep", "cmer", "ground", "tile", "overlap"):
             if getattr(settings, name) != getattr(self.settings, name):
                 raise ValueError(f"looks with {name} {getattr(self.settings, name)} cannot serve a fit with {getattr(settings, name)}")
         same = copy(self)
@@ -85,6 +87,7 @@ class Looks:
                 for i, view in zip(batch, self._from(k, seen), strict=True):
                     if isinstance(view, View):
                         self.held.offer(i, view)
+                        self.unnamed[i] = not view.named
                     yield view
 
     def _from(self, sender: int, seen: list[View | ImageError] | None) -> list[View | ImageError]:
@@ -100,6 +103,30 @@ class Looks:
         for rows, batch in zip(batches, ahead, strict=True):
             images = [np.ascontiguousarray(image[:, ::-1]) if self.mirrored and isinstance(image, np.ndarray) else image for _, image in batch]
             yield views_of(images, [self.text[self.records[i].text] for i in rows], partial(look_by, self.encoder, self.settings))
+
+
+def ground_of(records: Sequence[Record], encoder: Encoder) -> str:
+    """Whether the images of some records show a ground around what their captions name, one of `view.GROUNDS`; a few of them tell for all.
+
+    A single image may be wrong about it: of surfaces that fill the frame up to one in ten looks as if it had one. Few images, and lines of both
+    kinds, leave it to each.
+    """
+    if encoder.unnamed is None:
+        return "by image"
+    return ranks.broadcast(_agreed(records, encoder) if ranks.leads() else None, 0)
+
+
+def _agreed(records: Sequence[Record], encoder: Encoder) -> str:
+    asked = [records[k] for k in np.unique(np.linspace(0, len(records) - 1, min(ASKED, len(records))).round().astype(int))]
+    texts, told = iter([record.text for record in asked]), []
+    for batch in decoded([record.path for record in asked], batch_size=BATCH):
+        sound = [(image, text) for (_, image), text in zip(batch, texts, strict=False) if not isinstance(image, ImageError)]
+        if sound:
+            images, captions = zip(*sound, strict=True)
+            told += gains_ground(encoder, images, encoder.encode_text(captions)).tolist()
+    if len(told) < FEWEST_ASKED or 1 - MOST_AGREE < np.mean(told) < MOST_AGREE:
+        return "by image"
+    return "yes" if np.mean(told) >= MOST_AGREE else "no"
 
 
 def _packed(view: View | ImageError) -> View | ImageError:

@@ -14,7 +14,7 @@ from cmgcli.contact import ContactSheet
 from cmgcli.pictures import unused_stem, write_mask_pictures
 from cmgcli.pipeline import MaskResult
 from cmgcli.rows import MaskRow, row_writer
-from cmgcli.words import counted
+from cmgcli.words import counted, misfit
 
 CLEAR_DOUBT = 0.95
 
@@ -36,18 +36,20 @@ def write_masks(results: Iterable[MaskResult], directory: Path, summary: TextIO,
     Raises:
         OutputError: something cannot be written.
     """
-    unreadable, used, sheet, misfits = 0, {}, ContactSheet(), Misfits()
+    unreadable, images, unnamed, used, sheet, misfits = 0, 0, [], {}, ContactSheet(), Misfits()
     write = row_writer(summary, MaskRow)
     for result in results:
         unreadable += bool(result.row.error)
         if result.view is not None:
-            view = result.view
+            view, images = result.view, images + 1
             misfits.add(result.row)
+            unnamed += [] if view.named else [result.row.file]
             write_mask_pictures(directory, unused_stem(result.row.file, used), view.image, view.keep, view.relevance, patches=result.patches)
             if contact_sheet is not None:
                 sheet.add(result.row, view.image, view.relevance, view.keep)
         write(result.row)
-    return Masked(unreadable, (*_write_sheet(sheet, contact_sheet), *misfits.sentences))
+    without_caption = (misfit(len(unnamed), images, unnamed[0]),) if unnamed else ()
+    return Masked(unreadable, (*_write_sheet(sheet, contact_sheet), *without_caption, *misfits.sentences))
 
 
 def _write_sheet(sheet: ContactSheet, path: Path | None) -> tuple[str, ...]:

@@ -167,11 +167,17 @@ class Model:
 def look_by(
     encoder: Encoder, settings: Settings, images: Sequence[np.ndarray], texts: Sequence[Tensor | None], stored: Tensor | None = None
 ) -> list[View]:
-    """`look` as the settings say, and nearer where they ask for tiles; without CMER every patch is kept."""
-    views = look(encoder, images, texts, stored=stored, layers=settings.layers, relevance=settings.relevance, keep=settings.keep if settings.cmer else None)
+    """`look` as the settings say, and nearer where they ask for tiles; without CMER, or a ground to discard, every patch is kept."""
+    keep = None if not settings.cmer or nothing_discarded(settings) else settings.keep
+    views = look(encoder, images, texts, stored=stored, layers=settings.layers, relevance=settings.relevance, keep=keep, ground=settings.ground)
     if settings.tile is None:
         return views
     return [look_nearer(encoder, view, layers=settings.layers, tile=settings.tile, overlap=settings.overlap) for view in views]
+
+
+def nothing_discarded(settings: Settings) -> bool:
+    """Whether CMER finds nothing to discard in any image, as on surfaces that fill the frame."""
+    return settings.cmer and settings.keep == "auto" and settings.ground == "no"
 
 
 def look_with(model: Model, images: Sequence[np.ndarray], texts: Sequence[Tensor | None]) -> list[View]:

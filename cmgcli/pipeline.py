@@ -35,15 +35,15 @@ from cmgcli.heldout import accustom, drawn_auroc, gather, gather_folds, joined
 from cmgcli.known import SHARE, KnownDefects, known_records, shown_defects
 from cmgcli.learn import Place, Progress, learn, state_of, with_album
 from cmgcli.loader import BATCH, ImageStore, decoded
-from cmgcli.looks import Looks
-from cmgcli.model import Model
+from cmgcli.looks import Looks, ground_of
+from cmgcli.model import Model, nothing_discarded
 from cmgcli.precision import fast_bfloat16
 from cmgcli.pretrained_head import load_head
 from cmgcli.projection import check_projection
 from cmgcli.rows import MaskRow
 from cmgcli.tiles import check_tiling
 from cmgcli.view import View, best_other, choose_relevance, images_at_once, look, views_of
-from cmgcli.words import counted
+from cmgcli.words import FRAME_FILLED, counted, misfit
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +164,7 @@ def fit(
         layers=tower.feature_layers,
         cmer=cmer,
         cmle=cmle,
+        ground=ground_of(records, tower),
         relevance=choose_relevance(tower, relevance),
         keep=check_keep(keep),
         neighbours=neighbours,
@@ -181,7 +182,13 @@ def fit(
         encoder_precision=tower.precision,
         precision=precision or ("bfloat16" if fast_bfloat16(device) else "float32"),
     )
-    return fit_records(records, tower, settings, false_alarm=false_alarm, batch_size=batch_size, known=known, snapshot=snapshot, progress=progress)
+    looks = Looks(records, tower, settings, batch_size=batch_size)
+    model = fit_records(records, tower, settings, false_alarm=false_alarm, batch_size=batch_size, known=known, snapshot=snapshot, progress=progress, looks=looks)
+    if nothing_discarded(settings):
+        logger.warning(FRAME_FILLED)
+    if count := sum(looks.unnamed):
+        logger.warning("%s", misfit(count, len(records), records[looks.unnamed.index(1)].file_name))
+    return model
 
 
 def _known(records: Sequence[Record], *, asked: bool, adapt: bool) -> tuple[Record, ...]:
@@ -204,11 +211,13 @@ def fit_records(
     snapshot: Path | None = None,
     progress: Progress | None = None,
     looks: Looks | None = None,
+    head: DefectHead | None = None,
 ) -> Model:
     """`fit` on records that are read and an encoder that is loaded: learn, train the head, weigh the parts, calibrate.
 
     known: bad images that the head learns from too; see `known.known_records`.
     looks: views of the records that were made before with the same encoder, relevance and keep; None makes them.
+    head: that of another fit on these looks, known images, rate and seed, which would be trained alike here; None trains one, if there is to be one.
     """
     report = progress or (lambda stage, done, total: None)
     looks = looks.under(settings) if looks else Looks(records, encoder, settings, batch_size=batch_size)
@@ -225,8 +234,7 @@ def fit_records(
     learners = learn(looks, [parts.fit, *crossed], report)
     draft, *judges = (learner.draft(false_alarm=false_alarm, snapshot=state_of(snapshot, k), report=report) for k, learner in enumerate(learners))
     numbers = [i for fold in held for i in fold]
-    head = None
-    if settings.adapt_steps > 0:
+    if head is None and settings.adapt_steps > 0:
         head = accustom(_adapt(looks, parts, learners[0].places, known, snapshot, report), basis, numbers, partial(report, "looking at good images"))
     draft, *judges = (replace(model, detector=replace(model.detector, head=head)) for model in (draft, *judges))
     told = partial(report, "weighing the parts of the score")
@@ -317,7 +325,10 @@ def _masked(records: Sequence[Record], tower: Encoder, estimator: str, keep: flo
     texts = tuple(dict.fromkeys(record.text for record in records))
     number = {text: u for u, text in enumerate(texts)}
     embedded = tower.encode_text(texts)  # (U, D)
-    looking = partial(look, tower, layers=tower.feature_layers, relevance=estimator, keep=keep)
+    ground = ground_of(records, tower)
+    if keep == "auto" and ground == "no":
+        logger.warning(FRAME_FILLED)
+    looking = partial(look, tower, layers=tower.feature_layers, relevance=estimator, keep=keep, ground=ground)
     start = 0
     for batch in decoded([record.path for record in records], batch_size=images_at_once(tower, batch_size)):
         rows = records[start : start + len(batch)]

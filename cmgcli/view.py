@@ -21,6 +21,7 @@ from cmgcli.tiles import WHOLE, Box, patch_boxes, tile_boxes, under
 
 TILES_AT_ONCE = 16
 RELEVANCE = ("fast", "sampled", "occlusion")
+GROUNDS = ("yes", "no", "by image")  # whether images show a ground to discard: all, none, or each tells for itself
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class View:
     """One image as the detector sees it, after CMER: as a whole, and, where it is large, in tiles, each a view of its own."""
 
     image: np.ndarray  # (H, W, 3) uint8 RGB
-    text: Tensor  # (D,) embedding of the caption that guided CMER
+    text: Tensor  # (D,) embedding of its caption
     relevance: np.ndarray  # (h, w) float32
     keep: np.ndarray  # (h, w) bool
     whole: Tensor  # (D,) unit-norm embedding of the whole image
@@ -40,6 +41,7 @@ class View:
     box: Box = WHOLE  # where it lies in the image that it is a tile of
     tiles: tuple[View, ...] = ()  # those in which CMER kept something; none where the image is seen as a whole only
     tile_count: int = 0  # how many cover the image, these and the skipped ones
+    named: bool = True  # False where the caption fits nothing in the image, and a thing without a name guided CMER in its stead
 
     @property
     def pieces(self) -> tuple[View, ...]:
@@ -127,16 +129,6 @@ def keep_index(keep: Tensor, room: int | None = None) -> tuple[Tensor, Tensor | 
     return index, torch.zeros_like(spare, dtype=torch.float32).masked_fill(spare, -torch.inf)
 
 
-def pooled_match(dense: Tensor, text: Tensor) -> cmer.Match:
-    """The match without another pass, where the embedding is a mean of tokens: the mean over the kept ones alone."""
-
-    def match(rows: Tensor, keep: Tensor) -> Tensor:
-        pooled = torch.nn.functional.normalize((dense[rows] * keep.unsqueeze(-1)).sum(1), dim=-1)  # (b, D)
-        return (pooled * text[rows]).sum(1)
-
-    return match
-
-
 def look(
     encoder: Encoder,
     images: Sequence[np.ndarray],
@@ -146,15 +138,17 @@ def look(
     layers: tuple[int, ...],
     relevance: str,
     keep: float | str | None,
+    ground: str = "by image",
 ) -> list[View]:
     """Encode images, let CMER choose their patches, and encode what is kept.
 
     Args:
         images: ``B`` arrays (H, W, 3) uint8.
-        texts: the ``B`` caption embeddings (D,) that guide CMER; None stands for the one of ``stored`` (U, D) that matches the whole image best.
+        texts: the ``B`` caption embeddings (D,) that guide CMER, see `guides_of`; None stands for the one of ``stored`` (U, D) that matches the whole image best.
         layers: blocks whose tokens make the patch features.
         relevance: fast, sampled or occlusion.
         keep: auto, or the share of patches to keep; None keeps all, which is no CMER, and asks for no relevance that costs a pass.
+        ground: one of `GROUNDS`, for auto.
     """
 
     if not images:
@@ -165,25 +159,58 @@ def look(
         return torch.stack([stored.to(one)[(stored.to(one) @ one).argmax()] if text is None else text.to(one) for one, text in zip(found, wanted, strict=True)])
 
     meter, pooled = Meter(encoder, encoder.preprocess(images)), relevance == "fast" and encoder.averages
+    named = torch.ones(len(images), dtype=torch.bool)
     if relevance == "fast" and not pooled and keep is not None:
         full, captions, worth = meter.encode_with_worth(caption_of, layers)
-        scores = cmer.over_windows(worth, encoder.grid)  # (B, P)
+        guides, scores = captions, cmer.over_windows(worth, encoder.grid)  # (B, D), (B, P)
     else:
         full = meter.encode(layers=layers)
-        captions = caption_of(full.embedding, slice(None))  # (B, D)
-        scores = relevance_of(meter, relevance, full, captions) if pooled or keep is not None else full.embedding.new_zeros(len(images), encoder.patch_count)
+        guides = captions = caption_of(full.embedding, slice(None))  # (B, D)
+        if keep is not None and not (keep == "auto" and ground == "no"):
+            guides, named = guides_of(encoder, full.dense, captions)
+        scores = relevance_of(meter, relevance, full, guides) if pooled or keep is not None else full.embedding.new_zeros(len(images), encoder.patch_count)
     kept = torch.ones_like(scores, dtype=torch.bool)
     if keep is not None:
-        match = pooled_match(full.dense, captions) if pooled else token_match(meter, captions, full.embedding)
+        nested = cmer.nested_means(full.dense, guides, scores) if pooled else cmer.nested_by(token_match(meter, guides, full.embedding), scores)
         sizes = cmer.KEEP_SIZES if pooled else cmer.FEW_KEEP_SIZES
-        kept = cmer.keep_mask(match, scores, encoder.grid, keep=keep, sizes=sizes, floor=match_floor(encoder))
-    return _views(meter, full, images, captions, scores, kept, layers)
+        kept = cmer.keep_mask(nested, scores, encoder.grid, keep=keep, sizes=sizes, least_gain=least_gain(encoder, ground))
+    views = _views(meter, full, images, captions, scores, kept, layers)
+    return [replace(view, named=known) for view, known in zip(views, named.tolist(), strict=True)]
 
 
-def match_floor(encoder: Encoder) -> float:
-    """The cosine below which a caption says nothing about an image. Told for the built-in encoder only: where the cosines of true captions
-    lie is another matter for each, about 0.3 for many CLIP models, 0.1 for SigLIP, which would keep all patches of all images."""
-    return cmer.MATCH_FLOOR if encoder.name == "builtin" else -math.inf
+def guides_of(encoder: Encoder, dense: Tensor, captions: Tensor) -> tuple[Tensor, Tensor]:
+    """What guides CMER in each image, (B, D), and whether that is its own caption, (B,) bool.
+
+    A caption that fits no set of patches of its image names what the encoder does not know, or takes for something else. Then whatever lies on
+    the ground is looked for, by the embedding of a thing without a name. Only the built-in encoder was trained to understand that; where the
+    cosines of true captions lie is another matter for each encoder, about 0.3 for many CLIP models, 0.1 for SigLIP.
+
+    Args:
+        dense: (B, P, D) patch tokens of all patches. captions: (B, D).
+    """
+    if encoder.unnamed is None:
+        return captions, torch.ones(len(captions), dtype=torch.bool)
+    best = cmer.best_match(cmer.nested_means(dense, captions, cmer.fast(dense, captions)), encoder.patch_count)
+    named = best >= cmer.MATCH_FLOOR
+    return torch.where(named.unsqueeze(1), captions, encoder.unnamed), named
+
+
+def least_gain(encoder: Encoder, ground: str) -> float:
+    """By how much discarding must raise the match, for there to be a ground to discard; known for the built-in encoder only.
+
+    Of images that are known to show one, half of that will do; a blank image still keeps all.
+    """
+    if encoder.unnamed is None:
+        return 0.0
+    return {"yes": cmer.GAIN_FLOOR / 2, "no": math.inf, "by image": cmer.GAIN_FLOOR}[ground]
+
+
+def gains_ground(encoder: Encoder, images: Sequence[np.ndarray], texts: Tensor) -> np.ndarray:
+    """Which images (B,) bool show a ground around what their captions (B, D) name: where discarding it raises the match enough."""
+    full = encoder.encode_image(encoder.preprocess(images))
+    guides, _ = guides_of(encoder, full.dense, texts)
+    nested = cmer.nested_means(full.dense, guides, cmer.fast(full.dense, guides))
+    return (cmer.gain(nested, encoder.patch_count) >= cmer.GAIN_FLOOR).cpu().numpy()
 
 
 def views_of(images: Sequence[np.ndarray | ImageError], texts: Sequence, looking: Callable[[list[np.ndarray], list], list[View]]) -> list[View | ImageError]:

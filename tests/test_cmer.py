@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cmgcli.cmer import entropy, fast, grow, keep_mask, occlusion, over_windows, sampled, top_patches
+from cmgcli.cmer import best_match, entropy, fast, grow, keep_mask, nested_by, nested_means, occlusion, over_windows, sampled, top_patches
 from cmgcli.errors import SettingsError
 
 GRID = (6, 7)
@@ -118,7 +118,7 @@ def mean_match(worth: torch.Tensor):
 
 def test_auto_keeps_the_whole_object_and_little_else(worth):
     """Every patch of the object matches as well as all of them together: none may go."""
-    keep = keep_mask(mean_match(worth - 0.2), worth, GRID)
+    keep = keep_mask(nested_by(mean_match(worth - 0.2), worth), worth, GRID)
     assert keep[worth > 0].all()
     assert keep[0].float().mean() < 0.7 and keep[1].float().mean() < 0.5
 
@@ -127,7 +127,7 @@ def test_a_defect_inside_the_object_survives(worth):
     """A defect lowers the relevance of its own patch; a bare top-k would throw it away."""
     worth[0].view(GRID)[2, 3] = -1.0
     assert not top_patches(worth, 8)[0].view(GRID)[2, 3]
-    assert keep_mask(mean_match(worth), worth, GRID)[0].view(GRID)[2, 3]
+    assert keep_mask(nested_by(mean_match(worth), worth), worth, GRID)[0].view(GRID)[2, 3]
 
 
 def test_grow_fills_a_ring():
@@ -143,17 +143,43 @@ def test_grow_keeps_the_image_edge_open():
     assert grow(corner).sum() == 4
 
 
-def test_a_caption_that_fits_nothing_discards_nothing(worth):
-    assert keep_mask(mean_match(worth * 0.1), worth, GRID).all()
+def test_nothing_is_discarded_where_that_hardly_raises_the_match(worth):
+    """Of a surface that fills the frame every patch matches about as well, and the ranking of its patches is chance."""
+    gain = best_match(nested_by(mean_match(worth), worth), P) - worth.mean(1)
+    assert (gain > 0.3).all()
+    assert not keep_mask(nested_by(mean_match(worth), worth), worth, GRID, least_gain=0.3).all(1).any()
+    assert keep_mask(nested_by(mean_match(0.1 * worth), worth), worth, GRID, least_gain=0.3).all()
+    assert keep_mask(nested_by(mean_match(worth), worth), worth, GRID, least_gain=float(gain.min()) + 1e-4).all(1).tolist() == (gain == gain.min()).tolist()
+    assert not keep_mask(nested_by(mean_match(0.1 * worth), worth), worth, GRID, keep=0.1, least_gain=0.3).all(1).any()  # a share that is asked for is kept
+
+
+def test_the_best_match_is_of_the_best_of_the_nested_sets(worth):
+    sizes = (0.1, 0.5, 1.0)
+    every = torch.stack([mean_match(worth)(torch.arange(2), top_patches(worth, round(size * P))) for size in sizes])
+    assert torch.equal(best_match(nested_by(mean_match(worth), worth), P, sizes=sizes), every.amax(0))
+
+
+def test_nested_means_are_the_matches_of_the_means_of_nested_sets():
+    generator = torch.Generator().manual_seed(0)
+    dense, text = torch.randn(3, P, 8, generator=generator), torch.nn.functional.normalize(torch.randn(3, 8, generator=generator), dim=1)
+    relevance = torch.randn(3, P, generator=generator).round()  # with ties
+
+    def match(rows, keep):
+        return (torch.nn.functional.normalize((dense[rows] * keep.unsqueeze(-1)).sum(1), dim=-1) * text[rows]).sum(1)
+
+    counts = [1, 7, 30, P]
+    torch.testing.assert_close(nested_means(dense, text, relevance)(counts), nested_by(match, relevance)(counts))
+    alone = nested_means(dense[1:2], text[1:2], relevance[1:2])(counts)
+    assert torch.equal(alone, nested_means(dense, text, relevance)(counts)[1:2])
 
 
 @pytest.mark.parametrize("relevance", [torch.zeros(1, P), torch.full((1, P), -1.0)])
 def test_never_keeps_nothing(relevance):
-    keep = keep_mask(mean_match(relevance), relevance, GRID)
+    keep = keep_mask(nested_by(mean_match(relevance), relevance), relevance, GRID)
     assert keep.any()
 
 
 @pytest.mark.parametrize("keep", ["all", 0, 1.5])
 def test_impossible_keep_is_named(worth, keep):
     with pytest.raises(SettingsError, match="expected auto or a share"):
-        keep_mask(mean_match(worth), worth, GRID, keep=keep)
+        keep_mask(nested_by(mean_match(worth), worth), worth, GRID, keep=keep)

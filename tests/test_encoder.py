@@ -180,6 +180,22 @@ def test_damaged_builtin_weights_name_the_checksum(monkeypatch, tmp_path):
         load_encoder("builtin", device="cpu")
 
 
+def test_a_thing_without_a_name_is_what_its_caption_says(monkeypatch, tmp_path):
+    encoder = load_encoder("builtin", device="cpu")
+    said, other, unknown = encoder.encode_text([built_in.UNNAMED, "a photo of a brass gear", "a photo of a 弁座"])
+    torch.testing.assert_close(encoder.unnamed, said, atol=1e-5, rtol=0)
+    assert said @ unknown > 0.9 > said @ other  # as any word that training never saw
+    shutil.copytree(built_in.WEIGHTS, tmp_path / "weights")
+    (tmp_path / "weights" / "cmg-builtin.unnamed.safetensors").write_bytes(b"")
+    monkeypatch.setattr(built_in, "WEIGHTS", tmp_path / "weights")
+    with pytest.raises(EncoderError, match="unnamed.safetensors is missing or damaged"):
+        load_encoder("builtin", device="cpu")
+
+
+def test_other_encoders_know_no_thing_without_a_name(tiny_folder):
+    assert load_encoder(f"local-dir:{tiny_folder}", device="cpu").unnamed is None
+
+
 def test_a_gpu_that_is_absent_is_an_error():
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")

@@ -87,11 +87,15 @@ def test_the_graph_gives_what_cmg_score_gives(runtime, small_line, tmp_path, opt
     for source, path in zip(sources, images, strict=True):
         picture = read_image(source)
         write_png(path, np.resize(picture, (*size, 3)) if picture.shape[:2] != size else picture)
-    for inspection, path, text in zip(model.inspect(images, dict(zip(images, texts)), maps=True), images, texts, strict=True):
-        score, threshold, anomaly_map = session.run(None, {"image": read_image(path), "caption": np.array(captions.index(text))})
-        assert float(score) == pytest.approx(inspection.row.score, abs=1e-3)
-        assert int(score > threshold) == inspection.row.anomalous
-        np.testing.assert_allclose(anomaly_map, inspection.anomaly_map, atol=0.05)
+    wrong_texts, named = [next(other for other in captions if other != text) for text in texts], []
+    for said in (texts, wrong_texts):  # where the caption fits nothing, a thing without a name guides CMER, in the graph too
+        for inspection, path, text in zip(model.inspect(images, dict(zip(images, said)), maps=True), images, said, strict=True):
+            score, threshold, anomaly_map = session.run(None, {"image": read_image(path), "caption": np.array(captions.index(text))})
+            assert float(score) == pytest.approx(inspection.row.score, abs=1e-3)
+            assert int(score > threshold) == inspection.row.anomalous
+            np.testing.assert_allclose(anomaly_map, inspection.anomaly_map, atol=0.05)
+            named.append(inspection.view.named)
+    assert len(set(named)) == 2
     code = f"import sys; sys.modules['torch'] = None; sys.argv = ['score.py', {str(tmp_path / 'm.onnx')!r}, {texts[0]!r}, {str(images[0])!r}]"
     run = subprocess.run([sys.executable, "-c", f"{code}; exec(open({str(EXAMPLE)!r}).read())"], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

@@ -95,6 +95,19 @@ def test_blank_images_have_numbers_and_no_better_caption(small_line, good_line, 
         assert all(math.isfinite(value) for value in values) and 0 <= row.doubt <= 1
 
 
+def test_images_in_which_the_caption_fits_nothing_are_told_of(small_line, good_line, tmp_path):
+    masks = "mask", "--images", small_line, "--captions", good_line, "--allow-missing", "--out", tmp_path / "out"
+    assert "fits nothing" not in cmg_here(*masks).err
+    captions = captions_of(good_line)
+    first, second, *_ = captions
+    write_captions(tmp_path / "wrong.csv", captions | {first: "green textile label", second: "green textile label"})
+    said = [line for line in cmg_here("mask", "--images", small_line, "--captions", tmp_path / "wrong.csv", *masks[5:]).err.splitlines() if "fits nothing" in line]
+    assert said == [
+        f"cmg: the caption fits nothing in 2 of 30 images, first {first}: it names something else, or in words that the encoder does not know; "
+        "there CMER looks for whatever lies on the ground"
+    ]
+
+
 def test_with_one_caption_there_is_no_other(small_line):
     result = next(cmgcli.mask(small_line / "images", caption="a photo of a brass gear", device="cpu"))
     assert (result.row.other_caption, result.row.match_other, result.row.doubt) == ("", None, None)

@@ -1,6 +1,7 @@
 """Fit, score and mask as a whole, on a small line and a real model."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -340,3 +341,14 @@ def test_fit_score_and_mask_get_by_with_little_memory(small_line, tmp_path, monk
         for name, value in vars(row).items():
             expected = pytest.approx(value, abs=1e-3) if isinstance(value, float) else value
             assert getattr(other, name) == expected, name
+
+
+def test_a_fit_tells_of_images_in_which_the_caption_fits_nothing(small_line, caplog):
+    options = {"adapt": False, "bank_size": 64, "device": "cpu"}
+    with caplog.at_level(25, logger="cmgcli"):
+        cmgcli.fit(small_line, small_line / "metadata.csv", **options)
+        assert "fits nothing" not in caplog.text
+        cmgcli.fit(small_line / "images", caption="a green textile label", **options)
+    (said,) = [record.getMessage() for record in caplog.records if "fits nothing" in record.getMessage()]
+    count, total = re.match(r"the caption fits nothing in (\d+) of (\d+) images, first \S+: ", said).groups()
+    assert 0 < int(count) < int(total) == len(list((small_line / "images").iterdir()))

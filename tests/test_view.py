@@ -1,13 +1,15 @@
 """What it costs to look at an image through CMER, counted and not estimated."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
+from cmgcli import line
 from cmgcli.cmer import FEW_KEEP_SIZES
 from cmgcli.detector import patch_features
 from cmgcli.encoder import load_encoder
-from cmgcli.view import RELEVANCE, Meter, choose_relevance, keep_index, look
+from cmgcli.view import GROUNDS, RELEVANCE, Meter, choose_relevance, gains_ground, keep_index, look, relevance_of
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,94 @@ def test_the_match_of_all_patches_takes_no_pass_of_its_own(tiny):
     (few,), (all_kept,) = looked(tiny, images(1), "occlusion", 0.1), looked(tiny, images(1), "occlusion", "auto")
     sizes = [max(1, round(size * tiny.patch_count)) / tiny.patch_count for size in FEW_KEEP_SIZES if size < 1]
     assert all_kept.passes - seen_again(tiny, all_kept) == pytest.approx(few.passes - seen_again(tiny, few) + sum(sizes))
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    """Parts before their ground, and surfaces that fill the frame, each with the caption that is right."""
+    rng, parts, surfaces = np.random.default_rng(41), [], []
+    while len(parts) < 12 or len(surfaces) < 12:
+        scene = line.render(rng, size=168)
+        (surfaces if scene.object_mask.all() else parts).append(scene)
+    return parts[:12], surfaces[:12]
+
+
+def looked_at(encoder, found, captions, **options):
+    texts = list(encoder.encode_text(captions))
+    options = {"relevance": "fast", "keep": "auto"} | options
+    return look(encoder, [scene.image for scene in found], texts, layers=encoder.feature_layers, **options)
+
+
+def shares_kept(views, found) -> tuple[float, float]:
+    """Of the objects, and of the grounds."""
+    covers = [cv2.resize(scene.object_mask.astype(np.float32), (14, 14), interpolation=cv2.INTER_AREA) for scene in found]
+    of_object = np.mean([view.keep[cover > 0.3].mean() for view, cover in zip(views, covers, strict=True)])
+    return of_object, np.mean([view.keep[cover == 0].mean() for view, cover in zip(views, covers, strict=True)])
+
+
+WRONG = "inspection image of a green textile label"
+
+
+@pytest.mark.parametrize("caption", ["a photo of a 弁座", WRONG])
+def test_a_caption_that_fits_nothing_does_not_keep_cmer_from_finding_what_lies_on_the_ground(builtin, scenes, caption):
+    parts, _ = scenes
+    views = looked_at(builtin, parts, [caption] * len(parts))
+    if caption == WRONG:  # unknown words point at what lies on the ground by themselves, weakly
+        assert sum(view.named for view in views) <= 4
+    of_object, of_ground = shares_kept(views, parts)
+    assert of_object > 0.95 and of_ground < 0.4
+    for view in views:  # how well the image matches is still told by its own caption
+        torch.testing.assert_close(view.text, builtin.encode_text([caption])[0])
+        assert view.match == pytest.approx(float(view.embedding @ view.text), abs=1e-6)
+
+
+def test_a_right_caption_guides_by_itself(builtin, scenes):
+    parts, _ = scenes
+    views = looked_at(builtin, parts, [f"a photo of a {scene.material} {scene.part}" for scene in parts])
+    assert sum(view.named for view in views) >= 11
+    of_object, of_ground = shares_kept(views, parts)
+    assert of_object > 0.95 and of_ground < 0.3
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_surface_that_fills_the_frame_is_kept(builtin, scenes, known):
+    _, surfaces = scenes
+    views = looked_at(builtin, surfaces, [f"a photo of a {scene.material} {scene.part}" if known else "a photo of a 弁座" for scene in surfaces])
+    assert np.mean([view.keep.mean() for view in views]) > 0.9
+
+
+@pytest.mark.parametrize("relevance", ["sampled", "occlusion"])
+def test_every_estimator_is_guided_alike(builtin, scenes, relevance):
+    parts = scenes[0][:3]
+    fast, other = (looked_at(builtin, parts, [WRONG] * 3, relevance=name) for name in ("fast", relevance))
+    assert [view.named for view in fast] == [view.named for view in other] == [False, False, True]
+    meter = Meter(builtin, builtin.preprocess([scene.image for scene in parts]))
+    expected = relevance_of(meter, relevance, meter.encode(), torch.stack([builtin.unnamed, builtin.unnamed, fast[2].text]))
+    for view, scores in zip(other, expected, strict=True):
+        np.testing.assert_allclose(view.relevance.ravel(), scores.numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("which", ["parts", "surfaces"])
+def test_what_is_known_of_the_ground_decides_for_images_that_are_in_doubt(builtin, scenes, which):
+    shown = scenes[which == "surfaces"]
+    captions = ["a photo of a 弁座"] * len(shown)
+    kept = {ground: np.array([view.keep.mean() for view in looked_at(builtin, shown, captions, ground=ground)]) for ground in GROUNDS}
+    assert (kept["no"] == 1).all() and (kept["yes"] <= kept["by image"]).all()
+    told = gains_ground(builtin, [scene.image for scene in shown], builtin.encode_text(captions))
+    assert np.array_equal(told, kept["by image"] < 1)
+    assert told.mean() > 0.8 if which == "parts" else told.mean() < 0.2
+    blank = [np.full((50, 60, 3), 128, np.uint8)]
+    (view,) = look(builtin, blank, list(builtin.encode_text(captions[:1])), layers=builtin.feature_layers, relevance="fast", keep="auto", ground="yes")
+    assert view.keep.all()
+
+
+def test_a_share_that_is_asked_for_is_kept_whatever_the_ground(builtin, scenes):
+    shares = [looked_at(builtin, scenes[1][:1], ["a photo of steel"], keep=0.2, ground=ground)[0].keep.mean() for ground in GROUNDS]
+    assert shares[0] == shares[1] == shares[2] < 0.7
+
+
+def test_without_cmer_no_caption_is_judged(builtin, scenes):
+    assert all(view.named for view in looked_at(builtin, scenes[0][:2], [WRONG] * 2, keep=None))
 
 
 def seen_again(encoder, view) -> float:

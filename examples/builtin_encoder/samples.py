@@ -15,6 +15,7 @@ import numpy as np
 from materials import part, surface
 
 from cmgcli import defects, line
+from cmgcli.builtin import UNKNOWN
 from cmgcli.dataset import read_dataset
 from cmgcli.images import read_image
 
@@ -49,7 +50,6 @@ _PIECE = (
     "a piece of {thing}", "{thing} part", "a part made of {thing}", "a photo of a {thing} part", "a cut piece of {thing}", "a {thing} {shape}", "{thing} {shape}",
     "a photo of a {thing} {shape}", "a {shape} made of {thing}", "a {shape} of {thing}",
 )  # fmt: skip
-UNKNOWN = "zebra"  # stands in captions for what training never sees: the row of its token stays zero, as those of all such words are
 UNNAMED = 0.25  # share of the captions of parts in which it does
 _ON = ("{piece} on {ground}", "{piece} lying on {ground}", "{piece}, {ground} behind it")
 
