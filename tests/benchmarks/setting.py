@@ -17,7 +17,7 @@ def settings_of(encoder: Encoder, **changes: Any) -> Settings:
     defaults = {name: parameter.default for name, parameter in inspect.signature(fit).parameters.items()}
     values = {field.name: defaults[field.name] for field in fields(Settings) if field.name in defaults}
     fixed = {
-        "encoder_sha256": encoder.sha256, "layers": encoder.feature_layers, "relevance": "fast", "adapt_steps": 0, "calibration": "cross",
+        "encoder_sha256": encoder.sha256, "layers": encoder.feature_layers, "ground": "by image", "relevance": "fast", "adapt_steps": 0, "calibration": "cross",
         "encoder_precision": encoder.precision, "precision": "float32",
     }  # fmt: skip
     return Settings(**values | fixed | changes)
