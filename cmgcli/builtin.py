@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from pathlib import Path
@@ -69,9 +70,12 @@ def unnamed_embedding() -> Tensor:
     path = WEIGHTS / f"{BUILTIN}.unnamed.safetensors"
     try:
         with safe_open(path, framework="pt") as file:
-            return file.get_tensor("embedding")
+            expected, embedding = (file.metadata() or {}).get("sha256", ""), file.get_tensor("embedding")
     except (OSError, SafetensorError) as error:
         raise EncoderError(f"the built-in encoder's file {path} is missing or damaged ({error}); install cmgcli again") from error
+    if _digest({"embedding": embedding}) != expected:
+        raise EncoderError(f"the built-in encoder's file {path} is damaged: its checksum is wrong; install cmgcli again")
+    return embedding
 
 
 def _digest(state: dict[str, Tensor]) -> str:
@@ -95,6 +99,7 @@ def save_builtin(model: nn.Module, touched: Tensor, path: Path) -> None:
     state["token_embedding.rows"] = touched.to(torch.int32).contiguous()
     state["token_embedding.values"] = table[touched].contiguous()
     save_file(state, path, metadata={"sha256": _digest(state)})
+    rounded = copy.deepcopy(model).cpu().half().float().eval()  # as it is shipped
     with torch.no_grad():
-        unnamed = model.cpu().encode_text(builtin_tokenizer()([UNNAMED]), normalize=True)[0]
-    save_file({"embedding": unnamed.float().contiguous()}, path.with_suffix(".unnamed.safetensors"))
+        unnamed = {"embedding": rounded.encode_text(builtin_tokenizer()([UNNAMED]), normalize=True)[0].contiguous()}
+    save_file(unnamed, path.with_suffix(".unnamed.safetensors"), metadata={"sha256": _digest(unnamed)})

@@ -188,17 +188,8 @@ def nested_means(dense: Tensor, text: Tensor, relevance: Tensor) -> Nested:
     return lambda counts: (F.normalize(sums[:, [count - 1 for count in counts]], dim=-1) * text.unsqueeze(1)).sum(-1)
 
 
-def best_match(nested: Nested, patches: int, *, sizes: Sequence[float] = KEEP_SIZES) -> Tensor:
-    """The best match (B,) of nested sets of these shares of the grid: how well a caption fits what it fits best."""
-    return nested(_counts(sizes, patches)).amax(1)
-
-
-def gain(nested: Nested, patches: int, *, sizes: Sequence[float] = KEEP_SIZES) -> Tensor:
-    """By how much the best match of the nested sets is above that of all patches, (B,)."""
-    return best_match(nested, patches, sizes=sizes) - nested([patches])[:, 0]
-
-
-def _counts(sizes: Sequence[float], patches: int) -> list[int]:
+def counts_of(sizes: Sequence[float], patches: int) -> list[int]:
+    """How many of so many patches shares of them are, each once, ascending."""
     return sorted({max(1, round(size * patches)) for size in sizes})
 
 
@@ -210,30 +201,31 @@ def keep_mask(
     keep: float | str = "auto",
     sizes: Sequence[float] = KEEP_SIZES,
     tolerance: float = TOLERANCE,
-    least_gain: float = 0.0,
+    whole: Tensor | None = None,
 ) -> Tensor:
     """The keep mask (B, P) bool: nearly the best match, and no hole where a defect could fall through.
 
     ``auto`` evaluates the nested top-k sets of ``sizes``, shares of the grid, and takes the *largest* whose match is within ``tolerance``
     (of the match's own range over the sizes, at least 0.01 in cosine) of the best: what does not lower the match may
     stay, because a part of an object matches its caption as well as the whole, and the rest of the object is where a
-    defect may be (``tests/benchmarks/keep_rule.py`` compares it with the smallest set). Where the best match is not above that of all
-    patches by ``least_gain``, there is no ground to discard, as on a surface that fills the frame, and everything is kept. A number keeps
-    that share. A defect lowers the match of its own patch, so the set is then closed, its holes are filled and it is grown by one patch.
+    defect may be (``tests/benchmarks/keep_rule.py`` compares it with the smallest set). Images of which ``whole`` (B,) bool says that they show
+    nothing to discard keep everything. A number keeps that share. A defect lowers the match of its own patch, so the set is then closed, its
+    holes are filled and it is grown by one patch.
 
     Raises:
         SettingsError: ``keep`` is neither ``auto`` nor in (0, 1].
     """
     patches = grid[0] * grid[1]
     if check_keep(keep) == "auto":
-        counts = _counts(sizes, patches)
+        counts = counts_of(sizes, patches)
         matches = nested(counts)  # (B, sizes)
         best, worst = matches.amax(1, keepdim=True), matches.amin(1, keepdim=True)
         slack = (tolerance * (best - worst)).clamp(min=0.01)
         within = (matches >= best - slack).to(torch.int8)
         last = len(counts) - 1 - within.flip(1).argmax(dim=1)  # (B,)
         chosen = torch.tensor(counts, device=relevance.device)[last]
-        chosen[best.squeeze(1) - matches[:, -1] < least_gain] = patches
+        if whole is not None:
+            chosen[whole] = patches
     else:
         chosen = torch.full((len(relevance),), max(1, round(keep * patches)), device=relevance.device)
     rank = relevance.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # (B, P)

@@ -149,8 +149,8 @@ class Blend:
 def fit_blend(normal: np.ndarray, drawn: np.ndarray, wrong: np.ndarray) -> Blend:
     """Standardise on normals and weight each part by what it sees, squared: ``(2 AUROC - 1)^2``.
 
-    Drawn defects decide, and what chance shows on average is added for each part, so that where nothing is seen all weigh alike. A part that sees
-    wrong captions has the weight of that, too, but only beyond `REACH` of the good images: a wrong part is far out where it is seen at all, while
+    Drawn defects decide, and what chance shows on average is added for each part, so that where nothing is seen all weigh alike. What a part sees of
+    wrong captions, less what chance shows, counts only beyond `REACH` of the good images: a wrong part is far out where it is seen at all, while
     the murmur of a part that sees nothing else would drown the small defects. Real defects are never looked at.
 
     Args:
@@ -171,6 +171,8 @@ def fit_blend(normal: np.ndarray, drawn: np.ndarray, wrong: np.ndarray) -> Blend
             if len(kind):
                 labels = np.repeat([0, 1], [len(normal), len(kind)])
                 seen[k] = max(0.0, 2 * auroc(labels, np.r_[normal[:, k], kind[:, k]]) - 1) ** 2
+    if len(wrong):
+        far = np.maximum(0, far - _by_chance(len(normal), len(wrong)))
     there = ~np.isnan(normal).any(axis=0)
     weight += there * (_by_chance(len(normal), len(drawn)) if len(drawn) else 1.0)
     return Blend(location, scale, weight / weight.sum(), far, reach)

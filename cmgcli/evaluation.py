@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,11 +20,14 @@ from cmgcli.known import known_records
 from cmgcli.loader import BATCH
 from cmgcli.looks import BUDGET, Looks
 from cmgcli.metrics import PixelTally
-from cmgcli.model import MAP_CALM, MAP_STRANGE, Inspection, Model
+from cmgcli.model import MAP_CALM, MAP_STRANGE, Inspection, Model, nothing_discarded
 from cmgcli.naming import Namer, Phrase
 from cmgcli.pipeline import Progress, fit_records, read_records, records_to_fit
 from cmgcli.report import Case, Evaluation
 from cmgcli.rows import Row
+from cmgcli.words import FRAME_FILLED
+
+logger = logging.getLogger(__name__)
 
 MAP_SIDE = 256
 PAPER_GAIN = 0.1681
@@ -151,6 +155,8 @@ def ablate(
     if {record.path for record in train} & {record.path for record in test}:
         raise DatasetError(f"{labels or images}: the ablation fits its own models, and would judge them by images they have seen: give each row its split, train or test")
     settings = model.detector.settings
+    if nothing_discarded(replace(settings, cmer=True)):
+        logger.warning(FRAME_FILLED)
     seen = {
         cmer: [Looks(part, model.encoder, replace(settings, cmer=cmer), batch_size=batch_size, budget=BUDGET // 4) for part in (train, test)] for cmer in (False, True)
     }
@@ -162,10 +168,10 @@ def ablate(
             stage = (lambda what, done, total, title=title: progress(f"{title}: {what}", done, total)) if progress else None
             bad = known if steps else ()
             changed = replace(settings, cmer=cmer, cmle=cmle, adapt_steps=steps, known_defects=len(bad), calibration=calibration)
-            rate = model.detector.calibration.false_alarm
+            rate, discards = model.detector.calibration.false_alarm, cmer and not nothing_discarded(changed)
             variant = fit_records(
-                train, model.encoder, changed, false_alarm=rate, batch_size=batch_size, known=bad, progress=stage, looks=seen[cmer][0], head=heads.get(cmer)
+                train, model.encoder, changed, false_alarm=rate, batch_size=batch_size, known=bad, progress=stage, looks=seen[cmer][0], head=heads.get(discards)
             )
-            heads[cmer] = variant.detector.head
+            heads[discards] = variant.detector.head
             table[title] = evaluate_records(variant, test, progress=stage, looks=seen[cmer][1])
     return table

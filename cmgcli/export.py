@@ -135,7 +135,7 @@ class Inspector(nn.Module):
         settings, language = detector.settings, detector.language
         if not isinstance(encoder.tower, Tower):
             raise SettingsError(f"cmg export: encoder {encoder.name} is no plain vision transformer, which the graph takes; fit with builtin or one such as ViT-B-16")
-        if settings.cmer and (settings.relevance != "fast" or not model.encoder.averages):
+        if settings.cmer and not nothing_discarded(settings) and (settings.relevance != "fast" or not model.encoder.averages):
             raise SettingsError(f"cmg export: relevance {settings.relevance} of encoder {settings.encoder} takes more than one forward pass; fit with --no-cmer")
         if settings.tile is not None and max(size) > settings.tile:
             raise SettingsError(
@@ -145,7 +145,7 @@ class Inspector(nn.Module):
         if detector.head is not None and size[0] * size[1] > head.MAX_PIXELS:
             raise SettingsError(f"cmg export: expected at most {head.MAX_PIXELS} pixels, got {size[0]} x {size[1]}; export for a smaller size, and resize the images to it")
         self.keep = settings.keep if settings.cmer and not nothing_discarded(settings) else None
-        self.least_gain = least_gain(encoder, settings.ground)
+        self.least_gain = least_gain(settings.ground) if encoder.unnamed is not None else 0.0
         self.layers, self.grid = settings.layers, encoder.grid
         self.tower = _float_tower(encoder.tower)
         self.to_square = _squash(size, encoder.image_size)

@@ -18,10 +18,10 @@ from cmgcli.errors import ImageError
 from cmgcli.images import read_image
 from cmgcli.loader import BATCH, decoded
 from cmgcli.model import look_by
-from cmgcli.view import View, gains_ground, images_at_once, views_of
+from cmgcli.view import View, images_at_once, show_ground, views_of
 
 BUDGET = 500_000_000
-ASKED, FEWEST_ASKED, MOST_AGREE = 64, 8, 0.75  # images that tell whether there is a ground, and the share of them that settles it
+ASKED, FEWEST_ASKED, MOST_AGREE = 64, 8, 0.85  # images that tell whether there is a ground, and the share of them that settles it
 
 
 class Looks:
@@ -45,7 +45,7 @@ class Looks:
         texts = tuple(dict.fromkeys(record.text for record in records))
         self.text = dict(zip(texts, encoder.encode_text(texts).cpu(), strict=True))  # caption: (D,)
         self.held = _Held(budget)
-        self.unnamed = bytearray(len(records))  # 1 for each that was looked at without its caption; see `view.guides_of`
+        self.seen = bytearray(len(records))  # of those looked at 1, without their captions 2; see `view.guided`
 
     def of(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], list[View | ImageError]]]:
         """Batches of record numbers with their views, in the order given; an image that cannot be read gives its error."""
@@ -87,7 +87,7 @@ class Looks:
                 for i, view in zip(batch, self._from(k, seen), strict=True):
                     if isinstance(view, View):
                         self.held.offer(i, view)
-                        self.unnamed[i] = not view.named
+                        self.seen[i] = 1 if view.named else 2
                     yield view
 
     def _from(self, sender: int, seen: list[View | ImageError] | None) -> list[View | ImageError]:
@@ -108,8 +108,8 @@ class Looks:
 def ground_of(records: Sequence[Record], encoder: Encoder) -> str:
     """Whether the images of some records show a ground around what their captions name, one of `view.GROUNDS`; a few of them tell for all.
 
-    A single image may be wrong about it: of surfaces that fill the frame up to one in ten looks as if it had one. Few images, and lines of both
-    kinds, leave it to each.
+    A single image may be wrong about it: of surfaces that fill the frame up to one in ten looks as if it had one. Few images, and lines in which
+    more than 15 % are of the other kind, leave it to each.
     """
     if encoder.unnamed is None:
         return "by image"
@@ -123,7 +123,7 @@ def _agreed(records: Sequence[Record], encoder: Encoder) -> str:
         sound = [(image, text) for (_, image), text in zip(batch, texts, strict=False) if not isinstance(image, ImageError)]
         if sound:
             images, captions = zip(*sound, strict=True)
-            told += gains_ground(encoder, images, encoder.encode_text(captions)).tolist()
+            told += show_ground(encoder, images, encoder.encode_text(captions)).tolist()
     if len(told) < FEWEST_ASKED or 1 - MOST_AGREE < np.mean(told) < MOST_AGREE:
         return "by image"
     return "yes" if np.mean(told) >= MOST_AGREE else "no"

@@ -164,7 +164,7 @@ def fit(
         layers=tower.feature_layers,
         cmer=cmer,
         cmle=cmle,
-        ground=ground_of(records, tower),
+        ground=ground_of(records, tower) if keep == "auto" else "by image",
         relevance=choose_relevance(tower, relevance),
         keep=check_keep(keep),
         neighbours=neighbours,
@@ -186,8 +186,8 @@ def fit(
     model = fit_records(records, tower, settings, false_alarm=false_alarm, batch_size=batch_size, known=known, snapshot=snapshot, progress=progress, looks=looks)
     if nothing_discarded(settings):
         logger.warning(FRAME_FILLED)
-    if count := sum(looks.unnamed):
-        logger.warning("%s", misfit(count, len(records), records[looks.unnamed.index(1)].file_name))
+    if count := looks.seen.count(2):
+        logger.warning("%s", misfit(count, len(records) - looks.seen.count(0), records[looks.seen.index(2)].file_name))
     return model
 
 
@@ -325,8 +325,8 @@ def _masked(records: Sequence[Record], tower: Encoder, estimator: str, keep: flo
     texts = tuple(dict.fromkeys(record.text for record in records))
     number = {text: u for u, text in enumerate(texts)}
     embedded = tower.encode_text(texts)  # (U, D)
-    ground = ground_of(records, tower)
-    if keep == "auto" and ground == "no":
+    ground = ground_of(records, tower) if keep == "auto" else "by image"
+    if ground == "no":
         logger.warning(FRAME_FILLED)
     looking = partial(look, tower, layers=tower.feature_layers, relevance=estimator, keep=keep, ground=ground)
     start = 0

@@ -144,7 +144,7 @@ def look(
 
     Args:
         images: ``B`` arrays (H, W, 3) uint8.
-        texts: the ``B`` caption embeddings (D,) that guide CMER, see `guides_of`; None stands for the one of ``stored`` (U, D) that matches the whole image best.
+        texts: the ``B`` caption embeddings (D,) that guide CMER, see `guided`; None stands for the one of ``stored`` (U, D) that matches the whole image best.
         layers: blocks whose tokens make the patch features.
         relevance: fast, sampled or occlusion.
         keep: auto, or the share of patches to keep; None keeps all, which is no CMER, and asks for no relevance that costs a pass.
@@ -159,58 +159,56 @@ def look(
         return torch.stack([stored.to(one)[(stored.to(one) @ one).argmax()] if text is None else text.to(one) for one, text in zip(found, wanted, strict=True)])
 
     meter, pooled = Meter(encoder, encoder.preprocess(images)), relevance == "fast" and encoder.averages
-    named = torch.ones(len(images), dtype=torch.bool)
+    discards = keep is not None and not (keep == "auto" and ground == "no")
+    named, whole = torch.ones(len(images), dtype=torch.bool), None
     if relevance == "fast" and not pooled and keep is not None:
         full, captions, worth = meter.encode_with_worth(caption_of, layers)
         guides, scores = captions, cmer.over_windows(worth, encoder.grid)  # (B, D), (B, P)
     else:
         full = meter.encode(layers=layers)
         guides = captions = caption_of(full.embedding, slice(None))  # (B, D)
-        if keep is not None and not (keep == "auto" and ground == "no"):
-            guides, named = guides_of(encoder, full.dense, captions)
+        if discards:
+            guides, named, whole = guided(encoder, full.dense, captions, ground)
         scores = relevance_of(meter, relevance, full, guides) if pooled or keep is not None else full.embedding.new_zeros(len(images), encoder.patch_count)
     kept = torch.ones_like(scores, dtype=torch.bool)
-    if keep is not None:
+    if discards:
         nested = cmer.nested_means(full.dense, guides, scores) if pooled else cmer.nested_by(token_match(meter, guides, full.embedding), scores)
         sizes = cmer.KEEP_SIZES if pooled else cmer.FEW_KEEP_SIZES
-        kept = cmer.keep_mask(nested, scores, encoder.grid, keep=keep, sizes=sizes, least_gain=least_gain(encoder, ground))
+        kept = cmer.keep_mask(nested, scores, encoder.grid, keep=keep, sizes=sizes, whole=whole)
     views = _views(meter, full, images, captions, scores, kept, layers)
     return [replace(view, named=known) for view, known in zip(views, named.tolist(), strict=True)]
 
 
-def guides_of(encoder: Encoder, dense: Tensor, captions: Tensor) -> tuple[Tensor, Tensor]:
-    """What guides CMER in each image, (B, D), and whether that is its own caption, (B,) bool.
+def guided(encoder: Encoder, dense: Tensor, captions: Tensor, ground: str) -> tuple[Tensor, Tensor, Tensor]:
+    """What guides CMER in each image, (B, D); whether that is its own caption, (B,) bool; and which images show no ground to discard, (B,) bool.
 
     A caption that fits no set of patches of its image names what the encoder does not know, or takes for something else. Then whatever lies on
     the ground is looked for, by the embedding of a thing without a name. Only the built-in encoder was trained to understand that; where the
-    cosines of true captions lie is another matter for each encoder, about 0.3 for many CLIP models, 0.1 for SigLIP.
+    cosines of true captions lie is another matter for each encoder, about 0.3 for many CLIP models, 0.1 for SigLIP. There is a ground where
+    discarding it raises the match; of images that are known to show one, half as much will do, and a blank image still keeps all.
 
     Args:
-        dense: (B, P, D) patch tokens of all patches. captions: (B, D).
+        dense: (B, P, D) patch tokens of all patches. captions: (B, D). ground: one of `GROUNDS`.
     """
+    always = torch.ones(len(captions), dtype=torch.bool, device=captions.device)
     if encoder.unnamed is None:
-        return captions, torch.ones(len(captions), dtype=torch.bool)
-    best = cmer.best_match(cmer.nested_means(dense, captions, cmer.fast(dense, captions)), encoder.patch_count)
-    named = best >= cmer.MATCH_FLOOR
-    return torch.where(named.unsqueeze(1), captions, encoder.unnamed), named
+        return captions, always, torch.zeros_like(always)
+    unnamed = encoder.unnamed.expand_as(captions)
+    counts = cmer.counts_of(cmer.KEEP_SIZES, encoder.patch_count)
+    by_name, without = (cmer.nested_means(dense, text, cmer.fast(dense, text))(counts) for text in (captions, unnamed))  # (B, sizes)
+    named = by_name.amax(1) >= cmer.MATCH_FLOOR
+    matches = torch.where(named.unsqueeze(1), by_name, without)
+    return torch.where(named.unsqueeze(1), captions, unnamed), named, matches.amax(1) - matches[:, -1] < least_gain(ground)
 
 
-def least_gain(encoder: Encoder, ground: str) -> float:
-    """By how much discarding must raise the match, for there to be a ground to discard; known for the built-in encoder only.
-
-    Of images that are known to show one, half of that will do; a blank image still keeps all.
-    """
-    if encoder.unnamed is None:
-        return 0.0
+def least_gain(ground: str) -> float:
+    """By how much discarding raises the match of the built-in encoder, for there to be a ground; one of `GROUNDS`."""
     return {"yes": cmer.GAIN_FLOOR / 2, "no": math.inf, "by image": cmer.GAIN_FLOOR}[ground]
 
 
-def gains_ground(encoder: Encoder, images: Sequence[np.ndarray], texts: Tensor) -> np.ndarray:
-    """Which images (B,) bool show a ground around what their captions (B, D) name: where discarding it raises the match enough."""
-    full = encoder.encode_image(encoder.preprocess(images))
-    guides, _ = guides_of(encoder, full.dense, texts)
-    nested = cmer.nested_means(full.dense, guides, cmer.fast(full.dense, guides))
-    return (cmer.gain(nested, encoder.patch_count) >= cmer.GAIN_FLOOR).cpu().numpy()
+def show_ground(encoder: Encoder, images: Sequence[np.ndarray], texts: Tensor) -> np.ndarray:
+    """Which images (B,) bool show a ground around what their captions (B, D) name, each by itself."""
+    return (~guided(encoder, encoder.encode_image(encoder.preprocess(images)).dense, texts, "by image")[2]).cpu().numpy()
 
 
 def views_of(images: Sequence[np.ndarray | ImageError], texts: Sequence, looking: Callable[[list[np.ndarray], list], list[View]]) -> list[View | ImageError]:

@@ -1,6 +1,6 @@
 """How counts and versions are said, and what more than one command says."""
 
-FRAME_FILLED = "CMER discards nothing: what the captions name fills the frame in nearly all images"
+FRAME_FILLED = "CMER discards nothing: what the captions name fills the frame in more than 85 % of the images"
 
 
 def counted(count: int, noun: str) -> str:
@@ -19,7 +19,7 @@ def installed_version(package: str) -> str:
 
 
 def misfit(count: int, total: int, first: str) -> str:
-    """What to say of so many images of a run, the first by name, in which CMER went without the caption; see `view.guides_of`."""
+    """What to say of so many images of a run, the first by name, in which CMER went without the caption; see `view.guided`."""
     return (
         f"the caption fits nothing in {count} of {counted(total, 'image')}, first {first}: it names something else, or in words that the encoder does not know; "
         "there CMER looks for whatever lies on the ground"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cmgcli.cmer import best_match, entropy, fast, grow, keep_mask, nested_by, nested_means, occlusion, over_windows, sampled, top_patches
+from cmgcli.cmer import entropy, fast, grow, keep_mask, nested_by, nested_means, occlusion, over_windows, sampled, top_patches
 from cmgcli.errors import SettingsError
 
 GRID = (6, 7)
@@ -143,20 +143,10 @@ def test_grow_keeps_the_image_edge_open():
     assert grow(corner).sum() == 4
 
 
-def test_nothing_is_discarded_where_that_hardly_raises_the_match(worth):
-    """Of a surface that fills the frame every patch matches about as well, and the ranking of its patches is chance."""
-    gain = best_match(nested_by(mean_match(worth), worth), P) - worth.mean(1)
-    assert (gain > 0.3).all()
-    assert not keep_mask(nested_by(mean_match(worth), worth), worth, GRID, least_gain=0.3).all(1).any()
-    assert keep_mask(nested_by(mean_match(0.1 * worth), worth), worth, GRID, least_gain=0.3).all()
-    assert keep_mask(nested_by(mean_match(worth), worth), worth, GRID, least_gain=float(gain.min()) + 1e-4).all(1).tolist() == (gain == gain.min()).tolist()
-    assert not keep_mask(nested_by(mean_match(0.1 * worth), worth), worth, GRID, keep=0.1, least_gain=0.3).all(1).any()  # a share that is asked for is kept
-
-
-def test_the_best_match_is_of_the_best_of_the_nested_sets(worth):
-    sizes = (0.1, 0.5, 1.0)
-    every = torch.stack([mean_match(worth)(torch.arange(2), top_patches(worth, round(size * P))) for size in sizes])
-    assert torch.equal(best_match(nested_by(mean_match(worth), worth), P, sizes=sizes), every.amax(0))
+def test_an_image_without_a_ground_keeps_all_of_it(worth):
+    nested = nested_by(mean_match(worth), worth)
+    assert keep_mask(nested, worth, GRID, whole=torch.tensor([False, True])).all(1).tolist() == [False, True]
+    assert not keep_mask(nested, worth, GRID, keep=0.1, whole=torch.tensor([True, True])).all(1).any()  # a share that is asked for is kept
 
 
 def test_nested_means_are_the_matches_of_the_means_of_nested_sets():

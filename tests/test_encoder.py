@@ -186,8 +186,14 @@ def test_a_thing_without_a_name_is_what_its_caption_says(monkeypatch, tmp_path):
     torch.testing.assert_close(encoder.unnamed, said, atol=1e-5, rtol=0)
     assert said @ unknown > 0.9 > said @ other  # as any word that training never saw
     shutil.copytree(built_in.WEIGHTS, tmp_path / "weights")
-    (tmp_path / "weights" / "cmg-builtin.unnamed.safetensors").write_bytes(b"")
+    path = tmp_path / "weights" / "cmg-builtin.unnamed.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 0xFF
+    path.write_bytes(content)
     monkeypatch.setattr(built_in, "WEIGHTS", tmp_path / "weights")
+    with pytest.raises(EncoderError, match="unnamed.safetensors is damaged: its checksum is wrong"):
+        load_encoder("builtin", device="cpu")
+    path.write_bytes(b"")
     with pytest.raises(EncoderError, match="unnamed.safetensors is missing or damaged"):
         load_encoder("builtin", device="cpu")
 

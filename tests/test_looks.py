@@ -38,6 +38,7 @@ def test_parts_have_a_ground_and_surfaces_that_fill_the_frame_have_none(encoder,
     assert ground_of(parts, encoder) == "yes"
     assert ground_of(surfaces, encoder) == "no"
     assert ground_of([*parts, *surfaces], encoder) == "by image"
+    assert ground_of([*parts, *surfaces[:3]], encoder) == ground_of([*parts[:3], *surfaces], encoder) == "by image"
 
 
 def test_few_images_leave_it_to_each(encoder, shown):

@@ -24,6 +24,7 @@ from cmgcli.dataset import Record, read_dataset, test_records, training_records
 from cmgcli.encoder import Encoder, load_encoder
 from cmgcli.head import DefectHead, head_map, patch_mask_to, peaks_and_map
 from cmgcli.images import read_image
+from cmgcli.looks import ground_of
 from cmgcli.metrics import auroc
 from cmgcli.pipeline import GO_ON_RATE
 from cmgcli.precision import fast_bfloat16
@@ -49,6 +50,7 @@ class Bench:
         train = training_records(records)
         order = np.random.default_rng(0).permutation(len(train))
         self.encoder, self.steps = load_encoder("builtin"), steps
+        self.ground = ground_of(train, self.encoder)
         self.precision = "bfloat16" if fast_bfloat16(self.encoder.device.type) else "float32"
         self.fit = self._views([train[i] for i in order[: len(train) // 2]])
         self.held = self._views([train[i] for i in order[len(train) // 2 : 3 * len(train) // 4]][:96])
@@ -67,7 +69,7 @@ class Bench:
             batch = records[start : start + 16]
             text = encoder.encode_text([record.text for record in batch])
             images = [read_image(record.path) for record in batch]
-            views += look(encoder, images, list(text), layers=encoder.feature_layers, relevance="fast", keep="auto")
+            views += look(encoder, images, list(text), layers=encoder.feature_layers, relevance="fast", keep="auto", ground=self.ground)
         return views
 
     @staticmethod

@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from cmgcli import cmer, line
 from cmgcli.encoder import Encoder, load_encoder
-from cmgcli.view import Meter, guides_of, least_gain, relevance_of
+from cmgcli.view import Meter, guided, relevance_of
 
 KINDS = ("", "scratch", "stain", "chip", "crack", "missing hole")
 
@@ -47,9 +47,9 @@ def figures(keep: np.ndarray, objects: np.ndarray, scenes: list[line.Sample]) ->
 def matches(dense: torch.Tensor, text: torch.Tensor, objects: np.ndarray) -> str:
     """How well captions (B, D) match the best set of the patches (B, P, D), by how much better than all, and whether their relevance finds the objects (B, h, w)."""
     relevance = cmer.fast(dense, text)
-    nested = cmer.nested_means(dense, text, relevance)
-    best = cmer.best_match(nested, dense.shape[1])
-    gain = best - nested([dense.shape[1]])[:, 0]
+    nested = cmer.nested_means(dense, text, relevance)(cmer.counts_of(cmer.KEEP_SIZES, dense.shape[1]))
+    best = nested.amax(1)
+    gain = best - nested[:, -1]
     ranked = [roc_auc_score(o.ravel(), r) for o, r in zip(objects, relevance.numpy(), strict=True) if not o.all()]
     return f"best match {spread(best)}, gain {spread(gain)}" + (f", AUROC of the relevance {np.mean(ranked):.3f}" if ranked else "")
 
@@ -75,11 +75,13 @@ def compare(encoder: Encoder, scenes: list[line.Sample]) -> None:
     dense, objects = encoder.encode_image(encoder.preprocess([scene.image for scene in scenes])).dense, covers(encoder, scenes) > 0.3
     captions = {"right": text, "another part": text.roll(7, 0), "unknown words": encoder.encode_text(["a photo of a quux"]).expand(len(text), -1)}
     for name, embedded in captions.items():
-        guides, named = guides_of(encoder, dense, embedded)
-        relevance = cmer.fast(dense, guides)
-        keep = cmer.keep_mask(cmer.nested_means(dense, guides, relevance), relevance, encoder.grid, least_gain=least_gain(encoder, "by image"))
-        print(f"  caption, {name}: {matches(dense, embedded, objects)}; guides itself in {named.float().mean():.2f}", flush=True)
-        print(f"    {figures(keep.numpy().reshape(-1, *encoder.grid), objects, scenes)}", flush=True)
+        for ground in ("by image", "yes"):
+            guides, named, whole = guided(encoder, dense, embedded, ground)
+            relevance = cmer.fast(dense, guides)
+            keep = cmer.keep_mask(cmer.nested_means(dense, guides, relevance), relevance, encoder.grid, whole=whole).numpy().reshape(-1, *encoder.grid)
+            if ground == "by image":
+                print(f"  caption, {name}: {matches(dense, embedded, objects)}; guides itself in {named.float().mean():.2f}", flush=True)
+            print(f"    ground {ground}: {figures(keep, objects, scenes)}", flush=True)
     print(f"  a thing without a name: {matches(dense, encoder.unnamed.expand(len(text), -1), objects)}", flush=True)
 
 

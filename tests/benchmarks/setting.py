@@ -13,7 +13,7 @@ from cmgcli.pipeline import fit
 
 
 def settings_of(encoder: Encoder, **changes: Any) -> Settings:
-    """The defaults of `fit` for the built-in encoder, without the head."""
+    """The defaults of `fit` for the built-in encoder, without the head; each image tells by itself whether it shows a ground."""
     defaults = {name: parameter.default for name, parameter in inspect.signature(fit).parameters.items()}
     values = {field.name: defaults[field.name] for field in fields(Settings) if field.name in defaults}
     fixed = {
