@@ -1,7 +1,7 @@
 """What CMER and CMLE gain over the image-only baseline on the scenes the method is for, without the head and with it, over several seeds.
 
-    python -m tests.benchmarks.composite --tiles DIR --materials DIR [--seeds 5] [--train 240] [--test 160] [--adapt-steps 1500] [--out DIR] [--sheet FILE]
-    python -m tests.benchmarks.composite --line [--seeds 5] [--train 240] [--test 160] [--adapt-steps 1500] [--out DIR] [--sheet FILE]
+    python -m tests.benchmarks.composite --tiles DIR --materials DIR [--seeds 0 1 2 3 4] [--train 240] [--test 160] [--adapt-steps 1500] [--out DIR] [--sheet FILE]
+    python -m tests.benchmarks.composite --line [--seeds 0 1 2 3 4] [--train 240] [--test 160] [--adapt-steps 1500] [--out DIR] [--sheet FILE]
 
 Scenes: see `scenes`; real magnetic tiles and parts cut from photographs lie anywhere on other materials. Or the demo line. Each seed
 draws scenes of its own, and the ablation of ``cmg eval --ablate`` is run on them. Prints its image AUROC and its relative gain beside
@@ -126,7 +126,7 @@ def run(folder: Path, stock: Stock | None, args: argparse.Namespace, seed: int) 
         write_scenes(folder, stock, train=args.train, test=args.test, seed=seed)
     objects = [scene(stock, seed, "test", i).object_mask for i in range(args.test)] if stock else []
     model = fit(folder, folder / "metadata.csv", adapt=False, seed=seed)
-    kept = masks_of(model, folder, objects, args.sheet if seed == 0 else None)
+    kept = masks_of(model, folder, objects, args.sheet if seed == args.seeds[0] else None)
     return ablate(model, folder, folder / "metadata.csv", adapt_steps=args.adapt_steps), kept
 
 
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--tiles", type=Path, help="folder with metadata.csv of tiles: splits, labels and masks")
     parser.add_argument("--materials", type=Path, help="folder with metadata.csv of seamless photographs: the text is the material")
     parser.add_argument("--line", action="store_true", help="the demo line instead")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--train", type=int, default=240)
     parser.add_argument("--test", type=int, default=160)
     parser.add_argument("--adapt-steps", type=int, default=0, help="each variant also with a head of so many steps")
@@ -147,7 +147,7 @@ def main() -> None:
     stock = None if args.line else read_stock(args.tiles, args.materials)
     with tempfile.TemporaryDirectory() as scratch:
         tables, kept = [], []
-        for seed in range(args.seeds):
+        for seed in args.seeds:
             table, shown = run((args.out or Path(scratch)) / f"seed_{seed}", stock, args, seed)
             tables.append(table)
             kept.append(shown)
