@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -105,25 +106,26 @@ class Looks:
             yield views_of(images, [self.text[self.records[i].text] for i in rows], partial(look_by, self.encoder, self.settings))
 
 
-def ground_of(records: Sequence[Record], encoder: Encoder) -> str:
-    """Whether the images of some records show a ground around what their captions name, one of `view.GROUNDS`; a few of them tell for all.
+def ground_of(captions: Mapping[Path, str], encoder: Encoder) -> str:
+    """Whether images show a ground around what their captions name, one of `view.GROUNDS`; a few of them, evenly from first to last, tell for all.
 
     A single image may be wrong about it: of surfaces that fill the frame up to one in ten looks as if it had one. Few images, and lines in which
     more than 15 % are of the other kind, leave it to each.
     """
     if encoder.unnamed is None:
         return "by image"
-    return ranks.broadcast(_agreed(records, encoder) if ranks.leads() else None, 0)
+    return ranks.broadcast(_agreed(captions, encoder) if ranks.leads() else None, 0)
 
 
-def _agreed(records: Sequence[Record], encoder: Encoder) -> str:
-    asked = [records[k] for k in np.unique(np.linspace(0, len(records) - 1, min(ASKED, len(records))).round().astype(int))]
-    texts, told = iter([record.text for record in asked]), []
-    for batch in decoded([record.path for record in asked], batch_size=BATCH):
+def _agreed(captions: Mapping[Path, str], encoder: Encoder) -> str:
+    paths = list(captions)
+    asked = [paths[k] for k in np.unique(np.linspace(0, len(paths) - 1, min(ASKED, len(paths))).round().astype(int))]
+    texts, told = iter([captions[path] for path in asked]), []
+    for batch in decoded(asked, batch_size=BATCH):
         sound = [(image, text) for (_, image), text in zip(batch, texts, strict=False) if not isinstance(image, ImageError)]
         if sound:
-            images, captions = zip(*sound, strict=True)
-            told += show_ground(encoder, images, encoder.encode_text(captions)).tolist()
+            images, said = zip(*sound, strict=True)
+            told += show_ground(encoder, images, encoder.encode_text(said)).tolist()
     if len(told) < FEWEST_ASKED or 1 - MOST_AGREE < np.mean(told) < MOST_AGREE:
         return "by image"
     return "yes" if np.mean(told) >= MOST_AGREE else "no"

@@ -164,7 +164,7 @@ def fit(
         layers=tower.feature_layers,
         cmer=cmer,
         cmle=cmle,
-        ground=ground_of(records, tower) if keep == "auto" else "by image",
+        ground=ground_of({record.path: record.text for record in records}, tower) if keep == "auto" else "by image",
         relevance=choose_relevance(tower, relevance),
         keep=check_keep(keep),
         neighbours=neighbours,
@@ -325,7 +325,7 @@ def _masked(records: Sequence[Record], tower: Encoder, estimator: str, keep: flo
     texts = tuple(dict.fromkeys(record.text for record in records))
     number = {text: u for u, text in enumerate(texts)}
     embedded = tower.encode_text(texts)  # (U, D)
-    ground = ground_of(records, tower) if keep == "auto" else "by image"
+    ground = ground_of({record.path: record.text for record in records}, tower) if keep == "auto" else "by image"
     if ground == "no":
         logger.warning(FRAME_FILLED)
     looking = partial(look, tower, layers=tower.feature_layers, relevance=estimator, keep=keep, ground=ground)

@@ -26,6 +26,7 @@ from cmgcli.errors import ImageError, SettingsError
 from cmgcli.files import resolved
 from cmgcli.head import DefectHead, head_map, patch_mask_to
 from cmgcli.loader import BATCH, decoded
+from cmgcli.looks import ground_of
 from cmgcli.model import NO_NUMBER, Inspection, Parts, on_grid, weighted_map
 from cmgcli.precision import fast_bfloat16
 from cmgcli.pretrained_head import load_head
@@ -116,6 +117,7 @@ class ZeroShot:
     references: Mapping[str, References]  # by caption
     blend: Blend
     map_reference: np.ndarray  # (2, 3) as in a Detector
+    ground: str  # of `view.GROUNDS`
 
     def inspect(self, paths: Iterable[Path | str], *, batch_size: int | str = BATCH, live: bool = False, maps: bool = False) -> Iterator[Inspection]:
         """As `Model.inspect`; an image without a caption gives a row with `error`."""
@@ -156,7 +158,7 @@ class ZeroShot:
     def look(self, images: Sequence[np.ndarray], captions: Sequence[str]) -> list[View]:
         """The images through CMER, each under its caption."""
         text = self.states.text[[self.states.number[caption] for caption in captions]]
-        return look(self.encoder, images, list(text), layers=self.encoder.feature_layers, relevance=choose_relevance(self.encoder, None), keep="auto")
+        return look(self.encoder, images, list(text), layers=self.encoder.feature_layers, relevance=choose_relevance(self.encoder, None), keep="auto", ground=self.ground)
 
     def looked(self, paths: Iterable[Path | str], batch_size: int, live: bool = False) -> Iterator[tuple[Path | str, View | ImageError]]:
         """Each path with its view, or with the reason why there is none."""
@@ -198,7 +200,8 @@ def zero_shot(
     tower = load_encoder(encoder, device=device, precision=choose_precision(device))
     batch_size, head = images_at_once(tower, batch_size), load_head().to(tower.device)
     flat = Blend(np.zeros(3), np.ones(3), np.ones(3) / 3)
-    scorer = ZeroShot(tower, head, states_of(tower, tuple(dict.fromkeys(caption_of.values()))), caption_of, {}, flat, np.array([[0.0, 1.0, 0.5]] * 2))
+    states = states_of(tower, tuple(dict.fromkeys(caption_of.values())))
+    scorer = ZeroShot(tower, head, states, caption_of, {}, flat, np.array([[0.0, 1.0, 0.5]] * 2), ground_of(caption_of, tower))
     chosen = _sample(caption_of, references, np.random.default_rng(seed))
     scorer = replace(scorer, references={text: _held(scorer, chosen.get(text, ()), batch_size) for text in scorer.states.captions})
     held = sum(len(found.names) for found in scorer.references.values())

@@ -15,6 +15,10 @@ from cmgcli.looks import Looks, ground_of
 from cmgcli.model import nothing_discarded
 
 
+def told(records, encoder):
+    return ground_of({record.path: record.text for record in records}, encoder)
+
+
 @pytest.fixture(scope="module")
 def encoder():
     return load_encoder("builtin", device="cpu")
@@ -35,25 +39,25 @@ def shown(tmp_path_factory):
 
 def test_parts_have_a_ground_and_surfaces_that_fill_the_frame_have_none(encoder, shown):
     parts, surfaces = shown
-    assert ground_of(parts, encoder) == "yes"
-    assert ground_of(surfaces, encoder) == "no"
-    assert ground_of([*parts, *surfaces], encoder) == "by image"
-    assert ground_of([*parts, *surfaces[:3]], encoder) == ground_of([*parts[:3], *surfaces], encoder) == "by image"
+    assert told(parts, encoder) == "yes"
+    assert told(surfaces, encoder) == "no"
+    assert told([*parts, *surfaces], encoder) == "by image"
+    assert told([*parts, *surfaces[:3]], encoder) == told([*parts[:3], *surfaces], encoder) == "by image"
 
 
 def test_few_images_leave_it_to_each(encoder, shown):
-    assert ground_of(shown[0][:7], encoder) == ground_of(shown[1][:7], encoder) == "by image"
+    assert told(shown[0][:7], encoder) == told(shown[1][:7], encoder) == "by image"
 
 
 def test_an_image_that_cannot_be_read_tells_nothing(encoder, shown, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"none")
     broken = replace(shown[1][0], path=tmp_path / "broken.png")
-    assert ground_of([broken, *shown[1][1:]], encoder) == "no"
-    assert ground_of([broken] * 20, encoder) == "by image"
+    assert told([broken, *shown[1][1:]], encoder) == "no"
+    assert told([broken] * 20, encoder) == "by image"
 
 
 def test_other_encoders_leave_it_to_each_image(tiny_folder, shown):
-    assert ground_of(shown[1], load_encoder(f"local-dir:{tiny_folder}", device="cpu")) == "by image"
+    assert told(shown[1], load_encoder(f"local-dir:{tiny_folder}", device="cpu")) == "by image"
 
 
 def test_a_fit_on_surfaces_discards_nothing_and_says_so(shown, tmp_path, caplog):

@@ -50,7 +50,7 @@ class Bench:
         train = training_records(records)
         order = np.random.default_rng(0).permutation(len(train))
         self.encoder, self.steps = load_encoder("builtin"), steps
-        self.ground = ground_of(train, self.encoder)
+        self.ground = ground_of({record.path: record.text for record in train}, self.encoder)
         self.precision = "bfloat16" if fast_bfloat16(self.encoder.device.type) else "float32"
         self.fit = self._views([train[i] for i in order[: len(train) // 2]])
         self.held = self._views([train[i] for i in order[len(train) // 2 : 3 * len(train) // 4]][:96])

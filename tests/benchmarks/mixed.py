@@ -30,7 +30,7 @@ from tests.benchmarks.setting import settings_of
 
 def by_caption(encoder: Encoder, train: Sequence[Record], test: Sequence[Record], *, steps: int, cmle: bool = True) -> dict[str, float]:
     """AUROC among the test images of each caption, by one model of the training images; a caption whose images are all good or all bad is left out."""
-    settings = settings_of(encoder, ground=ground_of(train, encoder), adapt_steps=steps, cmle=cmle, calibration="split" if steps else "cross")
+    settings = settings_of(encoder, ground=ground_of({record.path: record.text for record in train}, encoder), adapt_steps=steps, cmle=cmle, calibration="split" if steps else "cross")
     cases = evaluate_records(fit_records(train, encoder, settings, false_alarm=0.01), test).cases
     judged = {text: truth_and_scores([case for case in cases if case.record.text == text]) for text in sorted({record.text for record in test})}
     return {text: auroc(truth, scores) for text, (truth, scores) in judged.items() if truth.any() and not truth.all()}
