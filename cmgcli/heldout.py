@@ -12,7 +12,7 @@ import torch
 from cmgcli import defects, ranks
 from cmgcli.detector import Blend, Language, fit_blend
 from cmgcli.head import DefectHead, highest, patch_mask_to, peaks_and_map
-from cmgcli.looks import Looks
+from cmgcli.looks import Looks, spread
 from cmgcli.metrics import auroc
 from cmgcli.model import Model, Parts, judge, look_by
 from cmgcli.view import View
@@ -98,11 +98,6 @@ class Evidence:
 def joined(several: Sequence[Evidence]) -> Evidence:
     """The evidence of several sets of images."""
     return Evidence(*(np.concatenate([getattr(one, field.name) for one in several]) for field in fields(Evidence)))
-
-
-def spread(numbers: Sequence[int], most: int) -> list[int]:
-    """At most so many of the numbers, evenly from the first to the last: records often come sorted by caption."""
-    return [numbers[k] for k in np.unique(np.linspace(0, len(numbers) - 1, min(most, len(numbers))).round().astype(int))]
 
 
 def gather_folds(

@@ -13,10 +13,10 @@ import numpy as np
 from cmgcli.adapt import Crop, crops_of_defect
 from cmgcli.dataset import Record, known_bad_records, mask_of
 from cmgcli.errors import SettingsError
-from cmgcli.heldout import VALIDATED, VALIDATED_PIXELS, spread
+from cmgcli.heldout import VALIDATED, VALIDATED_PIXELS
 from cmgcli.images import read_image
 from cmgcli.loader import ImageStore
-from cmgcli.looks import Looks
+from cmgcli.looks import Looks, spread
 from cmgcli.words import counted
 
 logger = logging.getLogger(__name__)

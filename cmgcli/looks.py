@@ -7,6 +7,7 @@ from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from cmgcli.images import read_image
 from cmgcli.loader import BATCH, decoded
 from cmgcli.model import look_by
 from cmgcli.view import View, images_at_once, show_ground, views_of
+
+Item = TypeVar("Item")
 
 BUDGET = 500_000_000
 ASKED, FEWEST_ASKED, MOST_AGREE = 64, 8, 0.85  # images that tell whether there is a ground, and the share of them that settles it
@@ -119,7 +122,7 @@ def ground_of(captions: Mapping[Path, str], encoder: Encoder) -> str:
 
 def _agreed(captions: Mapping[Path, str], encoder: Encoder) -> str:
     paths = list(captions)
-    asked = [paths[k] for k in np.unique(np.linspace(0, len(paths) - 1, min(ASKED, len(paths))).round().astype(int))]
+    asked = spread(paths, ASKED)
     texts, told = iter([captions[path] for path in asked]), []
     for batch in decoded(asked, batch_size=BATCH):
         sound = [(image, text) for (_, image), text in zip(batch, texts, strict=False) if not isinstance(image, ImageError)]
@@ -129,6 +132,11 @@ def _agreed(captions: Mapping[Path, str], encoder: Encoder) -> str:
     if len(told) < FEWEST_ASKED or 1 - MOST_AGREE < np.mean(told) < MOST_AGREE:
         return "by image"
     return "yes" if np.mean(told) >= MOST_AGREE else "no"
+
+
+def spread(items: Sequence[Item], most: int) -> list[Item]:
+    """At most so many of the items, evenly from the first to the last: records often come sorted by caption."""
+    return [items[k] for k in np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int))]
 
 
 def _packed(view: View | ImageError) -> View | ImageError:

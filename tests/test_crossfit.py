@@ -11,10 +11,10 @@ from cmgcli.crossfit import MADE_UP, cross_fit
 from cmgcli.dataset import Record, training_records
 from cmgcli.encoder import load_encoder
 from cmgcli.errors import ImageError
-from cmgcli.heldout import gather, joined, spread
+from cmgcli.heldout import gather, joined
 from cmgcli.images import write_png
 from cmgcli.learn import learn
-from cmgcli.looks import Looks
+from cmgcli.looks import Looks, spread
 from cmgcli.model import Model
 from cmgcli.pipeline import fit_records, read_records, records_to_fit
 from tests.benchmarks.setting import settings_of
