@@ -1,14 +1,15 @@
 """``python -m cmgcli`` is ``cmg``."""
 
-from cmgcli.console import mend_stderr
+from cmgcli.console import crashing, mend_stderr
 
 
 def run(name: str | None = None) -> None:
     """The program; name: what it is called in its own messages, None: as the shell calls it."""
     mend_stderr()
-    from cmgcli.cli import app
+    with crashing():
+        from cmgcli.cli import app
 
-    app(prog_name=name)
+        app(prog_name=name)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cmgcli.convolutional import ClipResNet, TimmMaps
-from cmgcli.errors import EncoderError
+from cmgcli.errors import EncoderError, first_line
 from cmgcli.tokens import ClipTokens, TimmTokens
 from cmgcli.tower import Tower, TowerOutput, TowerShape, tower_of
 
@@ -156,11 +156,6 @@ def _plain(visual: nn.Module) -> Tower:
         eps=visual.ln_post.eps,
     )
     return tower_of(visual.state_dict(), shape, tuple(visual.grid_size))
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, without the rest of what it says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

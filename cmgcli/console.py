@@ -1,6 +1,7 @@
 """How a command ends, and what it says meanwhile: exit codes, messages, progress, values of options. Imports nothing heavy.
 
-Exit codes: 0 done; 1 a gate failed; 2 usage or a CmgError; 3 done, but some inputs could not be read; 130 interrupted.
+Exit codes: 0 done; 1 a gate failed; 2 usage or a CmgError; 3 done, but some inputs could not be read; 70 a fault of the program, or no memory
+left; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import Any, TextIO
 import typer
 
 from cmgcli import ranks
-from cmgcli.errors import CmgError, SettingsError
+from cmgcli.errors import CmgError, SettingsError, first_line, is_out_of_memory
 
-GATE_FAILED, USAGE, SOME_UNREADABLE, INTERRUPTED = 1, 2, 3, 130
+GATE_FAILED, USAGE, SOME_UNREADABLE, CRASHED, INTERRUPTED = 1, 2, 3, 70, 130  # 70: EX_SOFTWARE of sysexits.h
 
 Advance = Callable[[str, int, int], None]
 
@@ -40,6 +41,23 @@ def reported() -> Iterator[None]:
     except KeyboardInterrupt:
         fail("interrupted")
         raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def crashing() -> Iterator[None]:
+    """Turn what nobody expected into an exit code of its own: Python's is that of a failed gate, and a program that breaks judges no batch."""
+    try:
+        yield
+    except Exception as error:
+        _drop_unwritable()
+        if is_out_of_memory(error):
+            fail(f"out of memory ({first_line(error)}): a smaller --batch-size, or smaller images, take less")
+        else:
+            import traceback
+
+            traceback.print_exc()
+            fail("broke down, see above: a fault of cmg or of what is installed beside it, not of your parts; please report it with what cmg --version says")
+        sys.exit(CRASHED)
 
 
 class Lasting:

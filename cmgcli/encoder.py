@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from cmgcli.builtin import builtin_state, builtin_tower, trained_builtin_model, unnamed_embedding
-from cmgcli.clip import TextSide, VisionSide, builtin_tokenizer, first_line, load_clip
-from cmgcli.errors import EncoderError
+from cmgcli.clip import TextSide, VisionSide, builtin_tokenizer, load_clip
+from cmgcli.errors import EncoderError, first_line, is_out_of_memory
 from cmgcli.images import to_square
 from cmgcli.precision import native_bfloat16
 
@@ -243,12 +243,6 @@ class Encoder:
 def _joined(features: Sequence[ImageFeatures]) -> ImageFeatures:
     patches = tuple(torch.cat(parts) for parts in zip(*(one.patches for one in features), strict=True))
     return ImageFeatures(torch.cat([one.embedding for one in features]), torch.cat([one.dense for one in features]), patches)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True for the error of an allocation that failed, in whichever of their ways Python, torch, CUDA and oneDNN say it."""
-    words = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "could not create a primitive", "could not create a memory object")
-    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def digest(state: Mapping[str, Tensor]) -> str:

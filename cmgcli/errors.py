@@ -67,3 +67,14 @@ def check_batch_size(batch_size: int | str) -> int | str:
         return check_count("batch size", batch_size, 1)
     except SettingsError:
         raise SettingsError(f"batch size: expected auto or a whole number from 1 up, got {batch_size!r}") from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for the error of an allocation that failed, in whichever of their ways Python, torch, CUDA and oneDNN say it."""
+    words = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "could not create a primitive", "could not create a memory object")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the rest of what it says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -25,7 +25,7 @@ from cmgcli.naming import Namer, Phrase
 from cmgcli.pipeline import Progress, fit_records, read_records, records_to_fit
 from cmgcli.report import Case, Evaluation
 from cmgcli.rows import Row
-from cmgcli.words import FRAME_FILLED
+from cmgcli.words import FRAME_FILLED, counted
 
 logger = logging.getLogger(__name__)
 
@@ -82,21 +82,25 @@ def evaluate_records(
     pixels = PixelTally() if any(record.mask for record in records) else None
     worst = Worst(exhibits)
     namer = None if phrases is None else Namer(model.encoder, phrases)
-    cases, named = [], []
+    cases, named, empty = [], [], 0
     maps = pixels is not None or exhibits > 0 or namer is not None
     for done, (record, inspection) in enumerate(zip(records, _inspections(model, looks, maps), strict=True), 1):
         report("scoring", done, len(records))
         truth = None if record.mask is None or inspection.row.error else mask_of(record, inspection.view.image.shape[:2])
+        if truth is not None and record.label and not truth.any():
+            truth, empty = None, empty + 1
         case = Case(record, inspection.row, None if truth is None else float(truth.mean()))
         cases.append(case)
         if inspection.row.error:
             continue
-        if pixels is not None and (record.mask or not record.label):  # an anomaly without a mask tells nothing about pixels
+        if pixels is not None and (truth is not None or not record.label):  # an anomaly without a mask tells nothing about pixels
             small = shrink(inspection.anomaly_map, MAP_SIDE)
             pixels.add(np.zeros(small.shape, bool) if truth is None else _small_mask(truth, small.shape), small)
         if namer is not None and case.anomalous and record.defect:
             named.append((record.defect, namer.defects(inspection)[0].name))
         worst.offer(case, partial(exhibit, case, inspection.view.image, inspection.anomaly_map, low=MAP_CALM, high=MAP_STRANGE))
+    if empty:
+        logger.warning("%s of bad images mark%s nothing: left out of pixel AUROC and AUPRO", counted(empty, "mask"), "s" if empty == 1 else "")
     calibration = model.detector.calibration
     count = len(calibration.scores)
     promised = calibration.promised_rate if count else None

@@ -101,6 +101,25 @@ def little_space(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.parametrize(("fault", "said"), [("KeyError('x')", "broke down, see above"), ("MemoryError('no room')", "out of memory (no room)")])
+def test_a_bug_is_no_failed_gate(quick_model, many, fault, said):
+    """Python exits with 1 on an unexpected exception, which a pipeline would take for a bad batch."""
+    program = f"""
+from cmgcli import __main__, rows
+
+def broken(*_, **__):
+    raise {fault}
+
+rows._csv_line = broken
+__main__.run("cmg")
+"""
+    command = [sys.executable, "-c", program, "score", "--model", str(quick_model), "--device", "cpu", "--fail-on-anomaly", str(many)]
+    run = subprocess.run(command, capture_output=True, text=True, env=ALONE, check=False)
+    assert run.returncode == 70, run.stderr
+    assert run.stderr.splitlines()[-1].startswith(f"cmg: {said}")
+    assert ("Traceback" in run.stderr) == ("KeyError" in fault)
+
+
 def refused(arguments: list[object], *words: str) -> None:
     result = CliRunner().invoke(app, list(map(str, arguments)))
     assert isinstance(result.exception, SystemExit), result.exception

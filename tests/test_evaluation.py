@@ -156,6 +156,23 @@ def test_a_mask_of_another_size_is_named_with_its_image(small_model, small_line,
         evaluation.evaluate(small_model, line, line / "metadata.csv")
 
 
+def test_a_mask_that_marks_nothing_is_no_good_image(small_model, small_line, tmp_path, caplog):
+    """Its pixels would count as good ones, though a defect is among them."""
+    line = changed_labels(small_line, tmp_path, lambda table: None)
+    with (line / "metadata.csv").open(newline="") as file:
+        row = next(row for row in csv.DictReader(file) if row["mask"])
+    write_png(line / row["mask"], np.zeros((96, 96), np.uint8))
+    empty = evaluation.evaluate(small_model, line, line / "metadata.csv")
+    assert [record.message for record in caplog.records] == ["1 mask of bad images marks nothing: left out of pixel AUROC and AUPRO"]
+
+    def without(table):
+        next(other for other in table if other["mask"] == row["mask"])["mask"] = ""
+
+    unmasked = evaluation.evaluate(small_model, other := changed_labels(small_line, tmp_path / "other", without), other / "metadata.csv")
+    assert (empty.pixel_auroc, empty.aupro, empty.image_auroc) == (unmasked.pixel_auroc, unmasked.aupro, unmasked.image_auroc)
+    assert empty.pixel_auroc != evaluation.evaluate(small_model, small_line, small_line / "metadata.csv").pixel_auroc
+
+
 def test_an_unreadable_image_is_left_out_and_named(small_model, small_line, tmp_path):
     line = changed_labels(small_line, tmp_path, lambda table: None)
     (line / "images" / "test_0003.png").write_bytes(b"no image")
