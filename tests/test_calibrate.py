@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from cmgcli.calibrate import calibrate, chance_of_excess, choose_calibration, conformal_threshold, folds, split
+from cmgcli.calibrate import AMPLE, calibrate, chance_of_excess, choose_calibration, conformal_threshold, folds, split
 from cmgcli.errors import SettingsError
-from tests.benchmarks.calibration import realised_rates
+from tests.benchmarks.calibration import misses, realised_rates
 
 
 def test_threshold_is_the_conformal_order_statistic():
@@ -48,7 +48,7 @@ def test_flagged_means_p_value_at_most_the_rate():
 @pytest.mark.parametrize("rate", [0.01, 0.05, 0.1, 0.2, 0.5])
 def test_another_rate_judges_as_a_fit_at_that_rate_would(rate):
     rng = np.random.default_rng(2)
-    scores, groups = rng.normal(size=130), [0] * 60 + [1] * 70
+    scores, groups = rng.normal(size=130), [0] * 60 + [1] * 70  # of their own at 0.1
     changed, fitted = calibrate(scores, groups, groups, false_alarm=0.02).at(rate), calibrate(scores, groups, groups, false_alarm=rate)
     assert (changed.threshold(), changed.sentence, changed.promised_rate) == (fitted.threshold(), fitted.sentence, fitted.promised_rate)
     for score in rng.normal(size=300) * 2:
@@ -56,12 +56,12 @@ def test_another_rate_judges_as_a_fit_at_that_rate_would(rate):
 
 
 def test_another_rate_may_take_a_caption_its_own_threshold_and_give_it_back():
-    groups = [0] * 20 + [1] * 90
-    calibration = calibrate(np.r_[np.arange(20.0), 100 + np.arange(90.0)], groups, groups, false_alarm=0.1)
-    strict = calibration.at(0.02)
+    groups = [0] * 60 + [1] * 90
+    calibration = calibrate(np.r_[np.arange(60.0), 100 + np.arange(90.0)], groups, groups, false_alarm=0.1)
+    strict = calibration.at(0.05)
     assert set(calibration.own) == {0, 1} and not strict.own
     assert strict.threshold(0) == strict.threshold(1) == strict.threshold()
-    assert strict.at(0.1).threshold(0) == calibration.threshold(0) == 18
+    assert strict.at(0.1).threshold(0) == calibration.threshold(0) == 54
     with pytest.raises(SettingsError, match="between 0 and 1"):
         calibration.at(1.0)
 
@@ -82,27 +82,27 @@ def test_no_image_to_calibrate_promises_nothing_and_flags_nothing():
 
 
 def test_a_large_caption_gets_its_own_threshold_the_small_ones_that_of_their_own_together():
-    scores, groups = np.r_[np.arange(20.0), 100 + np.arange(5.0), 200 + np.arange(10.0)], [0] * 20 + [1] * 5 + [2] * 10
+    scores, groups = np.r_[np.arange(60.0), 100 + np.arange(20.0), 200 + np.arange(40.0)], [0] * 60 + [1] * 20 + [2] * 40
     calibration = calibrate(scores, groups, groups, false_alarm=0.1)
-    assert list(calibration.own) == [0] and calibration.threshold(0) == 18
-    assert calibration.threshold(1) == calibration.threshold(2) == calibration.threshold() == 209  # the highest of fifteen
-    assert calibration.p_value(150.0, 1) == 11 / 16 and calibration.p_value(150.0, 0) == 1 / 21
+    assert list(calibration.own) == [0] and calibration.threshold(0) == 54
+    assert calibration.threshold(1) == calibration.threshold(2) == calibration.threshold() == 234  # the sixth from above of sixty
+    assert calibration.p_value(150.0, 1) == 41 / 61 and calibration.p_value(150.0, 0) == 1 / 61
 
 
 def test_where_the_small_captions_are_too_few_the_smallest_large_one_joins_them():
-    scores, groups = np.r_[np.arange(20.0), 100 + np.arange(3.0), 200 + np.arange(15.0)], [0] * 20 + [1] * 3 + [2] * 15
+    scores, groups = np.r_[np.arange(80.0), 100 + np.arange(3.0), 200 + np.arange(60.0)], [0] * 80 + [1] * 3 + [2] * 60
     calibration = calibrate(scores, groups, groups, false_alarm=0.1)
     assert list(calibration.own) == [0]
-    assert calibration.threshold(1) == calibration.threshold(2) == 214  # the highest of eighteen
-    assert not calibrate(scores[:23], groups[:23], groups[:23], false_alarm=0.1).own
+    assert calibration.threshold(1) == calibration.threshold(2) == 254  # the sixth from above of sixty-three
+    assert not calibrate(scores[:83], groups[:83], groups[:83], false_alarm=0.1).own
 
 
 def test_a_caption_that_no_calibration_image_has_is_judged_with_the_others():
-    calibration = calibrate(np.arange(40.0), [0] * 40, [0] * 40 + [1] * 40, false_alarm=0.1)
+    calibration = calibrate(np.arange(120.0), [0] * 120, [0] * 120 + [1] * 120, false_alarm=0.1)
     assert list(calibration.own) == [0] and calibration.threshold(1) == calibration.threshold(0)
 
 
-@pytest.mark.parametrize(("rate", "images"), [(0.1, 99), (0.1, 140), (0.1, 300), (0.05, 120)])
+@pytest.mark.parametrize(("rate", "images"), [(0.1, 99), (0.1, 300), (0.1, 700), (0.05, 1300)])  # by all captions, and with thresholds of their own
 def test_the_promise_holds_over_all_captions_where_rare_ones_score_higher(rate, images):
     """One caption has nine images of ten; twenty rare ones, whose scores lie higher, share the tenth."""
     rng = np.random.default_rng(4)
@@ -114,6 +114,17 @@ def test_the_promise_holds_over_all_captions_where_rare_ones_score_higher(rate, 
         calibration = calibrate(scores[seen], groups[seen], groups[:images], false_alarm=rate)
         alarms.append(np.mean([score > calibration.threshold(group) for score, group in zip(scores[fresh], groups[fresh])]))
     assert rate - 2 / (images + 1) < np.mean(alarms) <= rate + 3 * np.std(alarms) / math.sqrt(len(alarms))
+
+
+@pytest.mark.parametrize("captions_differ", [0.0, 1.0])
+def test_thresholds_of_their_own_miss_little_more_and_much_less_where_captions_differ(captions_differ):
+    """Against one threshold of all: see `misses`. With a quarter of the images their own would be the highest of each caption's scores."""
+    size = math.ceil(AMPLE * 9)
+    (own, alone), (one, together) = (misses(size, 0.1, differ=captions_differ, each=each, rounds=100) for each in (True, False))
+    assert own > 0.08 and one > 0.08
+    assert alone < together + 0.05 if captions_differ == 0 else alone < together - 0.1
+    wasted, few = misses(size // 4, 0.1, differ=captions_differ, each=True, rounds=100)
+    assert wasted < 0.075 and few > alone + 0.05
 
 
 def test_a_kept_promise_is_hardly_ever_called_broken():

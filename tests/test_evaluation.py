@@ -182,10 +182,10 @@ def test_an_unreadable_image_is_left_out_and_named(small_model, small_line, tmp_
 
 
 def test_each_promised_rate_gives_what_a_run_at_that_rate_gives(small_model, small_line):
-    """Ten calibration images of each caption, whose scores lie apart: enough for thresholds of their own at 0.2, not at 0.1."""
+    """Thirty calibration images of each caption, whose scores lie apart: enough for thresholds of their own at 0.2, not at 0.1."""
     captions = len(small_model.detector.language.captions)
-    groups = np.repeat(np.arange(captions), 10)
-    scores = np.random.default_rng(0).uniform(0.2, 1.2, 10 * captions) * (1 + groups)
+    groups = np.repeat(np.arange(captions), 30)
+    scores = np.random.default_rng(0).uniform(0.2, 1.2, 30 * captions) * (1 + groups)
     calibration = calibrate(scores, groups, groups, false_alarm=0.1)
     assert not calibration.own and len(calibration.at(0.2).own) == captions
 

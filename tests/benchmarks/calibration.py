@@ -1,4 +1,5 @@
-"""Realised false-alarm rate of split and cross calibration over random splits: of Gaussian features, and of the demo line.
+"""Realised false-alarm rate of split and cross calibration over random splits: of Gaussian features, and of the demo line;
+and what a threshold for each caption misses beside one for all.
 
     python -m tests.benchmarks.calibration [ROUNDS]
 
@@ -6,15 +7,18 @@ On the line each round draws 160 training images anew from a pool of 400 good on
 features are made once; the image score is calibrated in all rounds, whole models (patches too) in the first twentieth.
 """
 
+import math
 import sys
 import tempfile
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import torch
 
-from cmgcli.calibrate import calibrate, folds, split
+from cmgcli.calibrate import AMPLE, calibrate, conformal_threshold, folds, split
 from cmgcli.cmle import ResidualMoments, caption_weights, guided_space, residual_norm, structure_matrix
 from cmgcli.encoder import load_encoder
 from cmgcli.heldout import gather
@@ -74,6 +78,22 @@ def guided_fit(x: torch.Tensor, captions: torch.Tensor, text: torch.Tensor) -> C
     return fit
 
 
+def misses(count: int, rate: float, *, differ: float, each: bool, rounds: int, captions: int = 6) -> tuple[float, float]:
+    """Mean realised false-alarm and miss rate of `conformal_threshold` over ``count`` scores of each caption, or over those of all together.
+
+    Good scores are normal, bad ones lie two spreads higher, and the captions' means have a spread of ``differ``.
+    """
+    rng, normal, found = np.random.default_rng(0), NormalDist(), []
+    for _ in range(rounds):
+        means = rng.normal(0, differ, captions)
+        scores = np.sort(rng.normal(means[:, None], 1, (captions, count)))
+        thresholds = [conformal_threshold(own, rate) for own in scores] if each else [conformal_threshold(np.sort(scores, None), rate)] * captions
+        above = [threshold - mean for threshold, mean in zip(thresholds, means, strict=True)]
+        found.append((np.mean([1 - normal.cdf(t) for t in above]), np.mean([normal.cdf(t - 2) for t in above])))
+    alarms, missed = np.mean(found, 0)
+    return float(alarms), float(missed)
+
+
 def report(name: str, rates: dict[tuple[str, float], list[float]]) -> None:
     for (method, rate), found in rates.items():
         error = np.std(found) / len(found) ** 0.5
@@ -81,6 +101,10 @@ def report(name: str, rates: dict[tuple[str, float], list[float]]) -> None:
 
 
 def main(rounds: int = 200) -> None:
+    for rate, differ, times in product(RATES, (0, 0.5, 1), (1.5, 3, AMPLE)):
+        count = math.ceil(times * (1 / rate - 1))
+        said = [f"{name} {alarms:.3f}, missed {missed:.2f}" for name, each in (("of each", True), ("of all", False)) for alarms, missed in (misses(count, rate, differ=differ, each=each, rounds=rounds),)]
+        print(f"six captions, means {differ:g} spreads apart, {count} scores each, promised {rate:g}: false alarms by thresholds {'; '.join(said)}", flush=True)
     for method in ("split", "cross", "resubstitution"):
         report("Gaussian, 120 images", {(method, rate): list(realised_rates(method, rate, images=120, rounds=rounds)) for rate in RATES})
     encoder = load_encoder("builtin", device="cpu")
