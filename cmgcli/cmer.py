@@ -5,7 +5,8 @@ of some of its ``B`` images, ``keep`` (b, P) bool with the same number of True i
 ``s(K) = cos(f(x restricted to K), g(c))``. Grids are ``(h, w)`` with ``P = h * w``, row by row.
 
 Relevance ``R`` (B, P) says how much a patch adds to the match. Occlusion goes back to Zeiler & Fergus (ECCV 2014), random
-sets to RISE (Petsiuk et al., BMVC 2018); both here remove tokens where those paint pixels.
+sets to RISE (Petsiuk et al., BMVC 2018); both here remove tokens where those paint pixels. Withdrawing a window step by step is integrated
+gradients (Sundararajan et al., ICML 2017), of what a patch counts in place of its pixels.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ from torch.nn import functional as F
 from cmgcli.errors import SettingsError
 
 Match = Callable[[Tensor, Tensor], Tensor]
+Slope = Callable[[Tensor], Tensor]  # from how often each patch counts, (P,), 1 once, to the derivative (B, P) of each image's match by that
 Nested = Callable[[Sequence[int]], Tensor]  # from counts to (B, counts): the match of so many of the most relevant patches of each image
 
 MATCH_FLOOR, GAIN_FLOOR = 0.2, 0.08  # of the built-in encoder's cosines; `tests/benchmarks/keep_rule.py` prints what they go by
 WINDOW = 3  # patches a side, that are hidden together
 FEWEST_PAIRS = 8
+LATE, LATE_SHARE = 1 / 3, 3 / 4  # Radau's rule of two points over [0, 1]: what it reads at 1 has the rest
+SETS, APART = 6, 2  # of tiles, so that those of one set lie at least a knight's move apart
 TOLERANCE = 0.2  # of the range of a match over the sizes
 KEEP_SIZES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0)
 FEW_KEEP_SIZES = (0.15, 0.3, 0.5, 1.0)  # where each of them costs a pass
@@ -125,6 +129,29 @@ def sampled(
 def _square_error(squares: Tensor, times: Tensor) -> Tensor:
     """Square of the standard error (B, P) of means over ``times`` (B,) terms, from the sum of squares of their deviations."""
     return squares / (times * (times - 1)).clamp(min=1).unsqueeze(1)
+
+
+def withdrawn(slope: Slope, grid: tuple[int, int], *, window: int = WINDOW, sets: int = SETS) -> Tensor:
+    """Relevance (B, P) from sets of windows that are withdrawn, by the derivative on the way: nearly `occlusion` at a tenth of its cost.
+
+    The drop of a window is the integral of the derivative while its patches count less and less. Tiles of a window's size fall into sets whose
+    members lie apart. The derivative is read where all patches count once, for all tiles together, and where those of one set count a third,
+    for them; Radau's rule joins the two. Exact where the match is of the third degree in how often patches count, and what one tile is worth
+    does not depend on the others. Costs ``1 + sets`` passes, each with the way back.
+
+    Args:
+        window: in patches; see `over_windows`.
+    """
+    h, w = grid
+    down, right = torch.arange(h) // window, torch.arange(w) // window
+    member = ((down.unsqueeze(1) + APART * right) % sets).flatten()  # (P,)
+    worth = (1 - LATE_SHARE) * slope(torch.ones(h * w))
+    for number in range(sets):
+        chosen = member == number
+        if chosen.any():
+            late = slope(torch.where(chosen, LATE, 1.0))
+            worth = worth + LATE_SHARE * late * chosen.to(late.device)
+    return over_windows(worth, grid, window)
 
 
 def fast(dense: Tensor, text: Tensor) -> Tensor:

@@ -149,7 +149,9 @@ class Encoder:
         step = ROOM if self.device.type == "cpu" else max(ROOM, self.patch_count // 4)
         return min(self.patch_count, -(-count // step) * step)
 
-    def encode_with_worth(self, pixels: Tensor, text: Callable[[Tensor, slice], Tensor], *, layers: Sequence[int] = ()) -> tuple[ImageFeatures, Tensor, Tensor]:
+    def encode_with_worth(
+        self, pixels: Tensor, text: Callable[[Tensor, slice], Tensor], *, layers: Sequence[int] = (), counts: Tensor | None = None
+    ) -> tuple[ImageFeatures, Tensor, Tensor]:
         """`encode_image` of all patches, and what each of them is worth to the match with a caption, to first order.
 
         Costs a forward and a backward pass; where a batch does not fit into memory, half as many go at once from then on.
@@ -158,12 +160,13 @@ class Encoder:
             pixels: (B, 3, S, S) float32, from `preprocess`.
             text: gives the captions (b, D) of the images that a slice of the batch names; it is shown their embeddings (b, D).
             layers: blocks or stages whose patch tokens are wanted.
+            counts: (P,) how often each patch counts, above 0; None: once.
         Returns:
-            The features, the captions (B, D), and the derivative (B, P) of the cosine by the logarithm of how often a patch counts.
+            The features, the captions (B, D), and the derivative (B, P) of the cosine by how often a patch counts.
         Raises:
             EncoderError: a single image does not fit into memory.
         """
-        return self._fitting(len(pixels), lambda step: self._forward_and_back(pixels, text, layers, step))
+        return self._fitting(len(pixels), lambda step: self._forward_and_back(pixels, text, layers, step, counts))
 
     def _fitting(self, count: int, compute: Callable[[int], Any]) -> Any:
         """What ``compute`` gives for so many images at once as fit into memory."""
@@ -215,20 +218,21 @@ class Encoder:
         return _joined([ImageFeatures(nn.functional.normalize(out.embedding, dim=-1), out.dense, out.layers) for out in outs])
 
     def _forward_and_back(
-        self, pixels: Tensor, text: Callable[[Tensor, slice], Tensor], layers: Sequence[int], step: int
+        self, pixels: Tensor, text: Callable[[Tensor, slice], Tensor], layers: Sequence[int], step: int, counts: Tensor | None = None
     ) -> tuple[ImageFeatures, Tensor, Tensor]:
+        counts = torch.ones(self.patch_count, device=self.device) if counts is None else counts.to(self.device)
         features, captions, worths = [], [], []
         for start in range(0, len(pixels), step):
             rows = slice(start, min(start + step, len(pixels)))
             with torch.inference_mode(False), torch.enable_grad():
-                weight = torch.zeros(rows.stop - start, self.patch_count, device=self.device, requires_grad=True)
+                weight = counts.log().repeat(rows.stop - start, 1).requires_grad_()
                 out = self.tower(pixels[rows].clone(), None, layers, weight)
                 embedding = nn.functional.normalize(out.embedding, dim=-1)
                 caption = text(embedding.detach(), rows).clone()
                 (worth,) = torch.autograd.grad((embedding * caption).sum(), weight)  # each image's is its own
             features.append(ImageFeatures(embedding.detach(), out.dense.detach(), tuple(layer.detach() for layer in out.layers)))
             captions.append(caption)
-            worths.append(worth)
+            worths.append(worth / counts)
         return _joined(features), torch.cat(captions), torch.cat(worths)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:

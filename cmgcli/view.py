@@ -85,10 +85,12 @@ class Meter:
         self.encoder, self.pixels = encoder, pixels
         self.passes = torch.zeros(len(pixels), dtype=torch.float64)
 
-    def encode_with_worth(self, text: Callable[[Tensor, slice], Tensor], layers: Sequence[int]) -> tuple[ImageFeatures, Tensor, Tensor]:
+    def encode_with_worth(
+        self, text: Callable[[Tensor, slice], Tensor], layers: Sequence[int] = (), counts: Tensor | None = None
+    ) -> tuple[ImageFeatures, Tensor, Tensor]:
         """`Encoder.encode_with_worth`; the way back counts as a pass."""
         self.passes += 2
-        return self.encoder.encode_with_worth(self.pixels, text, layers=layers)
+        return self.encoder.encode_with_worth(self.pixels, text, layers=layers, counts=counts)
 
     def encode(
         self, keep: Tensor | None = None, *, rows: Tensor | slice = slice(None), layers: Sequence[int] = (), room: int | None = None
@@ -275,10 +277,13 @@ def _views(
 def relevance_of(meter: Meter, estimator: str, full: ImageFeatures, text: Tensor) -> Tensor:
     """Relevance (B, P) by the named estimator of `cmer`, of the meter's images for (B, D) captions; ``full`` is what all patches gave.
 
-    ``fast`` is that of a tower that averages; see `look` for the others.
+    ``fast`` is that of a tower that averages; see `look` for the others. ``sampled`` withdraws sets of windows where the tower can weigh its
+    patches, and hides halves of the grid at random where it paints.
     """
     if estimator == "fast":
         return cmer.fast(full.dense, text)
+    if estimator == "sampled" and meter.encoder.weighs:
+        return cmer.withdrawn(lambda counts: meter.encode_with_worth(lambda _, rows: text[rows], counts=counts)[2], meter.encoder.grid)
     match, rows = token_match(meter, text, full.embedding), torch.arange(len(text), device=text.device)
     if estimator == "sampled":
         return cmer.sampled(match, rows, meter.encoder.grid).relevance

@@ -3,9 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
-from cmgcli.cmer import entropy, fast, grow, keep_mask, nested_by, nested_means, occlusion, over_windows, sampled, top_patches
+from cmgcli import line
+from cmgcli.cmer import entropy, fast, grow, keep_mask, nested_by, nested_means, occlusion, over_windows, sampled, top_patches, withdrawn
+from cmgcli.encoder import load_encoder
 from cmgcli.errors import SettingsError
+from cmgcli.view import Meter, relevance_of, token_match
 
 GRID = (6, 7)
 P = 42
@@ -76,6 +80,36 @@ def test_sampled_is_the_same_alone_and_in_a_batch(worth):
 @pytest.mark.parametrize("window", [1, 2, 3])
 def test_the_first_order_of_a_sum_is_its_occlusion(worth, window):
     torch.testing.assert_close(over_windows(worth, GRID, window), occlusion(additive(worth), torch.arange(2), GRID, window=window))
+
+
+@pytest.mark.parametrize(("grid", "window"), [((4, 6), 3), ((5, 7), 2), ((7, 7), 3), ((1, 3), 1)])
+def test_withdrawing_windows_is_occlusion_where_the_match_bends_but_once_or_twice(grid, window):
+    """A match of the third degree in how often each patch counts, which the first order does not tell."""
+    parts = torch.randn(3, 2, grid[0] * grid[1], generator=torch.Generator().manual_seed(0))
+
+    def match(rows, keep):
+        return sum((part[rows] * keep).sum(1) for part in parts)
+
+    def slope(counts):
+        return sum(power * part * counts ** (power - 1) for power, part in enumerate(parts, 1))
+
+    exact = occlusion(match, torch.arange(2), grid, window=window)
+    torch.testing.assert_close(withdrawn(slope, grid, window=window), exact)
+    assert (over_windows(slope(torch.ones(grid[0] * grid[1])), grid, window) - exact).abs().mean() > 0.5
+
+
+def test_withdrawing_windows_ranks_patches_nearly_as_occlusion_does():
+    encoder, rng = load_encoder("builtin", device="cpu"), np.random.default_rng(778)
+    shown = [line.render(rng, size=224) for _ in range(3)]
+    pixels, text = encoder.preprocess([scene.image for scene in shown]), encoder.encode_text([f"a photo of a {scene.material} {scene.part}" for scene in shown])
+    meter = Meter(encoder, pixels)
+    full = meter.encode()
+    found = relevance_of(meter, "sampled", full, text)
+    assert meter.passes.tolist() == [15] * 3  # all patches, and seven times there and back
+    exact = occlusion(token_match(meter, text, full.embedding), torch.arange(3), encoder.grid)
+    first = over_windows(encoder.encode_with_worth(pixels, lambda _, rows: text[rows])[2], encoder.grid)
+    near, far = (np.mean([spearmanr(a, b)[0] for a, b in zip(exact, other, strict=True)]) for other in (found, first))
+    assert near > 0.93 > far
 
 
 def test_sampled_stops_where_the_ranking_is_settled_and_each_image_by_itself(worth):

@@ -63,11 +63,14 @@ def test_the_worth_of_a_patch_is_what_counting_it_less_takes_from_the_match(kind
     plain = encoder.encode_image(pixels, layers=(1,))
     torch.testing.assert_close((features.embedding, features.dense, features.patches), (plain.embedding, plain.dense, plain.patches), atol=1e-5, rtol=1e-4)
     assert torch.equal(captions, text) and worth.shape == (2, 16)
-    for patch in (0, 9):
-        step = torch.zeros(2, 16)
-        step[:, patch] = 1e-2
-        more, less = ((torch.nn.functional.normalize(encoder.tower(pixels, weight=by).embedding, dim=1) * text).sum(1) for by in (step, -step))
-        torch.testing.assert_close((more - less) / 2e-2, worth[:, patch], atol=2e-4, rtol=2e-2)
+    counts = torch.linspace(0.3, 1, 16)
+    fewer = encoder.encode_with_worth(pixels, lambda found, rows: text[rows], counts=counts)[2]
+    for often, found in ((torch.ones(16), worth), (counts, fewer)):
+        for patch in (0, 9):
+            step = torch.zeros(16)
+            step[patch] = 1e-2
+            more, less = ((torch.nn.functional.normalize(encoder.tower(pixels, weight=(often + by).log().expand(2, -1)).embedding, dim=1) * text).sum(1) for by in (step, -step))
+            torch.testing.assert_close((more - less) / 2e-2, found[:, patch], atol=2e-4, rtol=2e-2)
 
 
 def test_weights_are_shared_until_their_precision_changes():
