@@ -119,6 +119,14 @@ class Net(nn.Module):
 
     def texts(self, tokens: Tensor) -> Tensor:
         """Unit embeddings (U, D) as open_clip makes them, in float32."""
+        if tokens.device.type != "cpu":  # a GPU would wait to learn the lengths
+            return self._texts(tokens)
+        lengths = (tokens != 0).sum(1)
+        order = lengths.argsort()
+        found = [self._texts(tokens[rows, : int(lengths[rows[-1]])]) for rows in order.chunk(4)]
+        return torch.cat(found)[order.argsort()]
+
+    def _texts(self, tokens: Tensor) -> Tensor:
         model, length = self.model, tokens.shape[1]
         x = model.token_embedding(tokens) + model.positional_embedding[:length]
         x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
@@ -142,12 +150,12 @@ def coverage(areas: Tensor, side: int) -> tuple[Tensor, Tensor]:
     return shown, flaw
 
 
-def augment(images: Tensor, areas: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def augment(images: Tensor, areas: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Each image turned by any angle, zoomed, shifted, maybe flipped, what is beyond its edge mirrored; in another light; at times grey, blurred, noisy.
 
-    Returns pixels (N, 3, S, S), normalised, and areas (N, S, S) uint8, which moved along.
+    Returns pixels (N, 3, size, size), normalised, and areas (N, size, size) uint8, which moved along.
     """
-    pixels, count, device = to_pixels(images, images.shape[1]), len(images), images.device
+    count, device = len(images), images.device
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(count, *(shape or (1, 1, 1)), generator=generator, device=device)
@@ -156,18 +164,24 @@ def augment(images: Tensor, areas: Tensor, generator: torch.Generator) -> tuple[
     flip = torch.where(uniform(0, 1, 1) < 0.5, -1.0, 1.0)
     cosine, sine, shift = angle.cos() * zoom, angle.sin() * zoom, uniform(-0.15, 0.15, 2)
     poses = torch.stack([torch.cat([flip * cosine, -sine, shift[:, :1]], 1), torch.cat([flip * sine, cosine, shift[:, 1:]], 1)], 1)  # (N, 2, 3)
-    places = F.affine_grid(poses, list(pixels.shape), align_corners=False)
-    pixels = F.grid_sample(pixels, places, padding_mode="reflection", align_corners=False)
+    places = F.affine_grid(poses, [count, 1, size, size], align_corners=False)
+    pixels = F.grid_sample(to_pixels(images, images.shape[1]), places, padding_mode="reflection", align_corners=False)
     areas = F.grid_sample(areas[:, None].float(), places, mode="nearest", padding_mode="reflection", align_corners=False)[:, 0].to(torch.uint8)
 
-    pixels = torch.where(uniform(0, 1) < 0.15, F.avg_pool2d(pixels, 3, 1, 1, count_include_pad=False), pixels)
-    pixels = torch.where(uniform(0, 1) < 0.12, pixels.mean(1, keepdim=True), pixels)
+    def some(share: float) -> Tensor:
+        return torch.randperm(count, generator=generator, device=device)[: round(share * count)]
+
+    blurred, grey, loud, slanted = some(0.15), some(0.12), some(0.5), some(0.3)  # the whole batch would cost a CPU as much as the net does
+    pixels[blurred] = F.avg_pool2d(pixels[blurred], 3, 1, 1, count_include_pad=False)
+    pixels[grey] = pixels[grey].mean(1, keepdim=True)
     gain, bias = (0.15 * torch.randn(count, 1, 1, 1, generator=generator, device=device) for _ in range(2))
-    steps = torch.linspace(-1, 1, pixels.shape[-1], device=device)
-    light = torch.where(uniform(0, 1) < 0.3, uniform(-0.15, 0.15) * steps + uniform(-0.15, 0.15) * steps[:, None], torch.zeros((), device=device))
-    pixels = pixels * (1 + gain) + bias + light * (pixels + MEAN / STD)
-    loud = torch.where(uniform(0, 1) < 0.5, uniform(0, 0.1), torch.zeros((), device=device))
-    return pixels + loud * torch.randn(count, 1, *pixels.shape[2:], generator=generator, device=device), areas
+    steps = torch.linspace(-1, 1, size, device=device)
+    light = uniform(-0.15, 0.15)[slanted] * steps + uniform(-0.15, 0.15)[slanted] * steps[:, None]
+    plain = pixels[slanted]
+    pixels.mul_(1 + gain).add_(bias)
+    pixels[slanted] += light * (plain + MEAN / STD)
+    pixels[loud] += uniform(0, 0.1)[loud] * torch.randn(len(loud), 1, size, size, generator=generator, device=device)
+    return pixels, areas
 
 
 def choose(shown: Tensor, flaw: Tensor, keep: int, generator: torch.Generator) -> Tensor | None:
@@ -389,13 +403,14 @@ def main() -> None:
     pool.wait_for(min(args.first, args.samples, args.pool))
     print(f"{pool.held} samples after {time.time() - started:.0f} s", flush=True)
 
+    finest = max(trainee.net.size for trainee in trainees)
     generator = torch.Generator(args.device).manual_seed(args.seed + trainees[0].step)
     torch.manual_seed(args.seed + trainees[0].step)
     last, budget, checked, often = time.time(), args.minutes * 60, spent, torch.tensor([often for *_, often in STEPS])
     while spent < budget:
         keep, part, _ = STEPS[int(torch.multinomial(often, 1))]
         data = pool.draw(max(2, round(args.batch * part)), generator)
-        pixels, areas = augment(data.images, data.areas, generator)
+        pixels, areas = augment(data.images, data.areas, finest, generator)
         for trainee in trainees:
             trainee.learn(losses(trainee.net, data, pixels, areas, keep, phrases, generator), min(1.0, spent / budget), len(pixels))
         if trainees[0].step % 50 == 0:
