@@ -11,6 +11,7 @@ gradients (Sundararajan et al., ICML 2017), of what a patch counts in place of i
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ Nested = Callable[[Sequence[int]], Tensor]  # from counts to (B, counts): the ma
 
 MATCH_FLOOR, GAIN_FLOOR = 0.2, 0.08  # of the built-in encoder's cosines; `tests/benchmarks/keep_rule.py` prints what they go by
 WINDOW = 3  # patches a side, that are hidden together
-FEWEST_PAIRS = 8
+FEWEST_PAIRS, MOST_PAIRS = 8, 20
 LATE, LATE_SHARE = 1 / 3, 3 / 4  # Radau's rule of two points over [0, 1]: what it reads at 1 has the rest
 SETS, APART = 6, 2  # of tiles, so that those of one set lie at least a knight's move apart
 TOLERANCE = 0.2  # of the range of a match over the sizes
@@ -66,15 +67,19 @@ def occlusion(match: Match, rows: Tensor, grid: tuple[int, int], *, window: int 
     tall, wide = min(window, h), min(window, w)
     if tall * wide == h * w:
         raise SettingsError(f"occlusion: a window of {window} hides the whole {h} x {w} grid; choose a smaller one")
-    for top in _starts(h, tall, stride):
-        for left in _starts(w, wide, stride):
-            hidden = torch.zeros(h, w, dtype=torch.bool, device=rows.device)
-            hidden[top : top + tall, left : left + wide] = True
-            hidden = hidden.flatten()
-            seen = match(rows, (~hidden).expand(batch, -1))
-            drop[:, hidden] += (full - seen).unsqueeze(1)
-            times[hidden] += 1
+    for top, left in corners(grid, window, stride):
+        hidden = torch.zeros(h, w, dtype=torch.bool, device=rows.device)
+        hidden[top : top + tall, left : left + wide] = True
+        hidden = hidden.flatten()
+        seen = match(rows, (~hidden).expand(batch, -1))
+        drop[:, hidden] += (full - seen).unsqueeze(1)
+        times[hidden] += 1
     return drop / times
+
+
+def corners(grid: tuple[int, int], window: int = WINDOW, stride: int = 1) -> list[tuple[int, int]]:
+    """The top left patches of the windows of `occlusion`, each of which costs a pass."""
+    return list(itertools.product(*(_starts(side, min(window, side), stride) for side in grid)))
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:
@@ -83,7 +88,7 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def sampled(
-    match: Match, rows: Tensor, grid: tuple[int, int], *, pairs: int = 20, unsettled: float = 0.2, window: int = WINDOW, seed: int = 0
+    match: Match, rows: Tensor, grid: tuple[int, int], *, pairs: int = MOST_PAIRS, unsettled: float = 0.2, window: int = WINDOW, seed: int = 0
 ) -> SampledRelevance:
     """Relevance from ``E[s | p seen] - E[s | p hidden]`` over random halves of the grid, each with its complement, and the sum of it over windows.
 

@@ -21,6 +21,7 @@ from cmgcli.tiles import WHOLE, Box, patch_boxes, tile_boxes, under
 
 TILES_AT_ONCE = 16
 RELEVANCE = ("fast", "sampled", "occlusion")
+OCCLUSION_STRIDE = 2  # patches
 GROUNDS = ("yes", "no", "by image")  # whether images show a ground to discard: all, none, or each tells for itself
 
 
@@ -287,7 +288,7 @@ def relevance_of(meter: Meter, estimator: str, full: ImageFeatures, text: Tensor
     match, rows = token_match(meter, text, full.embedding), torch.arange(len(text), device=text.device)
     if estimator == "sampled":
         return cmer.sampled(match, rows, meter.encoder.grid).relevance
-    return cmer.occlusion(match, rows, meter.encoder.grid, stride=2)
+    return cmer.occlusion(match, rows, meter.encoder.grid, stride=OCCLUSION_STRIDE)
 
 
 def best_other(whole: Tensor, text: Tensor, own: int) -> tuple[int | None, float | None]:
@@ -301,10 +302,12 @@ def best_other(whole: Tensor, text: Tensor, own: int) -> tuple[int | None, float
 
 
 def choose_relevance(encoder: Encoder, estimator: str | None) -> str:
-    """The estimator asked for; by default ``fast``, or ``sampled`` for an encoder that can neither average nor weigh its patches."""
+    """The estimator asked for; by default ``fast``. For an encoder that can neither average nor weigh its patches it is ``occlusion``, the exact
+    one, where that takes no more passes than ``sampled`` may: up to a grid of 13 x 13, and a 7 x 7 takes 9."""
     able = encoder.averages or encoder.weighs
     if estimator is None:
-        return "fast" if able else "sampled"
+        windows = len(cmer.corners(encoder.grid, stride=OCCLUSION_STRIDE))
+        return "fast" if able else "occlusion" if 1 < windows <= 2 * cmer.MOST_PAIRS else "sampled"
     if estimator == "fast" and not able:
         raise SettingsError(f"relevance fast needs an encoder with tokens, {encoder.name} has none that can be weighed; use sampled or occlusion")
     if estimator not in RELEVANCE:

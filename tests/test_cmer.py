@@ -6,7 +6,7 @@ import torch
 from scipy.stats import spearmanr
 
 from cmgcli import line
-from cmgcli.cmer import entropy, fast, grow, keep_mask, nested_by, nested_means, occlusion, over_windows, sampled, top_patches, withdrawn
+from cmgcli.cmer import corners, entropy, fast, grow, keep_mask, nested_by, nested_means, occlusion, over_windows, sampled, top_patches, withdrawn
 from cmgcli.encoder import load_encoder
 from cmgcli.errors import SettingsError
 from cmgcli.view import Meter, relevance_of, token_match
@@ -30,6 +30,20 @@ def worth() -> torch.Tensor:
 
 def test_occlusion_of_one_patch_is_what_the_patch_is_worth(worth):
     torch.testing.assert_close(occlusion(additive(worth), torch.arange(2), GRID, window=1), worth)
+
+
+@pytest.mark.parametrize(("grid", "stride", "passes"), [((7, 7), 2, 9), ((8, 9), 2, 16), ((14, 14), 1, 144), ((12, 12), 2, 36), ((13, 13), 2, 36), ((3, 2), 2, 1)])
+def test_occlusion_costs_a_pass_for_each_window(grid, stride, passes):
+    asked = []
+
+    def match(rows, keep):
+        asked.append(keep)
+        return keep.sum(1).float()
+
+    assert len(corners(grid, stride=stride)) == passes
+    if passes > 1:
+        occlusion(match, torch.arange(1), grid, stride=stride)
+        assert len(asked) == 1 + passes
 
 
 @pytest.mark.parametrize(("window", "stride"), [(3, 1), (3, 2), (2, 2)])
