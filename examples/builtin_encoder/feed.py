@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -84,7 +83,7 @@ def _work(chunks, photos: Sequence[samples.Photo], stuff: Sequence[str], tokeniz
     torch.set_num_threads(1)
     for seed in seeds:
         chunks.put(tuple(as_data(samples.render(CHUNK, seed, photos, stuff), tokenizer)))
-    signal.pause()  # what waits in the queue is lost with the process that put it there
+    multiprocessing.parent_process().join()  # what waits in the queue is lost with the process that put it there
 
 
 class Pool:
