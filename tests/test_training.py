@@ -54,12 +54,20 @@ def test_the_areas_of_a_turned_image_move_along(drawn):
     """A white object on black, and its defect in grey: after all turns, zooms and lights, what is bright is still what the areas say."""
     areas = torch.from_numpy(drawn.areas[:40])
     images = (areas[..., None].expand(-1, -1, -1, 3) > 0).to(torch.uint8) * 255
-    pixels, moved = training().augment(images, areas, torch.Generator().manual_seed(1))
-    assert set(moved.unique().tolist()) <= {0, 1, 2} and not torch.equal(moved, areas)
+    pixels, moved = training().augment(images, areas, 168, torch.Generator().manual_seed(1))
+    assert pixels.shape[2:] == moved.shape[1:] == (168, 168) and set(moved.unique().tolist()) == {0, 1, 2}
     for pixel, area in zip(pixels.mean(1), moved, strict=True):
         if 0.05 < (area > 0).float().mean() < 0.95:
             bright = pixel > (pixel[area > 0].mean() + pixel[area == 0].mean()) / 2
             assert (bright == (area > 0)).float().mean() > 0.97
+
+
+def test_captions_of_any_length_are_encoded_as_open_clip_does():
+    train = training()
+    config = train.architecture("168")
+    net = train.Net(train.random_model(config).eval(), config)
+    tokens = train.builtin_tokenizer()(["a nut", "a photo of a brass gear with a deep scratch on a wooden table", "x", "steel", "a cracked tile"])
+    torch.testing.assert_close(net.texts(tokens[:, :24]), net.model.encode_text(tokens, normalize=True))
 
 
 def test_a_pool_holds_the_newest_samples_of_its_feed(photos):
@@ -134,7 +142,7 @@ def test_every_loss_falls_in_a_few_steps(drawn, photos):
     for step in range(25):
         generator = torch.Generator().manual_seed(step % 2)
         torch.manual_seed(step % 2)
-        found = train.losses(net, data, *train.augment(data.images, data.areas, generator), 0.285, phrases, generator)
+        found = train.losses(net, data, *train.augment(data.images, data.areas, net.size, generator), 0.285, phrases, generator)
         optimizer.zero_grad(set_to_none=True)
         sum(found.values()).backward()
         optimizer.step()
