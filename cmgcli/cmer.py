@@ -136,22 +136,23 @@ def _square_error(squares: Tensor, times: Tensor) -> Tensor:
     return squares / (times * (times - 1)).clamp(min=1).unsqueeze(1)
 
 
-def withdrawn(slope: Slope, grid: tuple[int, int], *, window: int = WINDOW, sets: int = SETS) -> Tensor:
-    """Relevance (B, P) from sets of windows that are withdrawn, by the derivative on the way: nearly `occlusion` at a tenth of its cost.
+def withdrawn(slope: Slope, grid: tuple[int, int], *, window: int = WINDOW) -> Tensor:
+    """Relevance (B, P) from sets of windows that are withdrawn, by the derivative on the way: nearly `occlusion` at an eighth of its cost.
 
     The drop of a window is the integral of the derivative while its patches count less and less. Tiles of a window's size fall into sets whose
     members lie apart. The derivative is read where all patches count once, for all tiles together, and where those of one set count a third,
     for them; Radau's rule joins the two. Exact where the match is of the third degree in how often patches count, and what one tile is worth
-    does not depend on the others. Costs ``1 + sets`` passes, each with the way back.
+    does not depend on the others. Costs ``1 + SETS`` passes, each with the way back.
 
     Args:
+        slope: the derivative (B, P) of each image's match by how often patches count, at counts (P,) float32 on the CPU.
         window: in patches; see `over_windows`.
     """
     h, w = grid
     down, right = torch.arange(h) // window, torch.arange(w) // window
-    member = ((down.unsqueeze(1) + APART * right) % sets).flatten()  # (P,)
+    member = ((down.unsqueeze(1) + APART * right) % SETS).flatten()  # (P,)
     worth = (1 - LATE_SHARE) * slope(torch.ones(h * w))
-    for number in range(sets):
+    for number in range(SETS):
         chosen = member == number
         if chosen.any():
             late = slope(torch.where(chosen, LATE, 1.0))

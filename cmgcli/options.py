@@ -179,7 +179,7 @@ KnownDefects = Annotated[
 AdaptSteps = Annotated[Optional[int], typer.Option(min=1, help="Most training steps of the defect head; fewer where it learns no more.", show_default="1500", rich_help_panel=METHOD)]
 RelevanceOption = Annotated[
     Optional[Relevance],
-    typer.Option(help="How CMER measures what each patch adds to the match with the caption: fast takes no pass of its own, or one there and back; sampled seven there and back, occlusion about one a patch.", show_default="fast where the encoder allows, else occlusion", rich_help_panel=METHOD),
+    typer.Option(help="How CMER measures what each patch adds to the match with the caption: fast takes no pass of its own, or one there and back; sampled seven there and back, or up to 40 where no patch can be weighed; occlusion one for every second window.", show_default="fast where the encoder allows, else occlusion", rich_help_panel=METHOD),
 ]
 KeepOption = Annotated[Optional[str], typer.Option(help="Share of the patches that CMER keeps at least, such as 0.4; auto: all that do not lower the match with the caption.", show_default="auto", rich_help_panel=METHOD)]
 LatentDim = Annotated[Optional[int], typer.Option(min=1, help="Keep only so many directions of the latent space, those that the captions explain best.", show_default="all", rich_help_panel=METHOD)]
