@@ -118,7 +118,7 @@ class Pool:
         start = self.rendered % self._capacity
         with self._lock:
             for held, new in zip(self._ring, chunk, strict=True):
-                held[start : start + CHUNK].copy_(new)
+                held[start : start + CHUNK].copy_(new, non_blocking=True)  # the training's steps come after it in the device's own order
         for captions in (chunk.good, chunk.bad):
             self.touched[captions.flatten()] = True
             self.longest = max(self.longest, int((captions != 0).sum(1).max()))

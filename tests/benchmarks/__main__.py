@@ -23,7 +23,7 @@ import torch
 
 import cmgcli
 from cmgcli.line import write_line
-from cmgcli.tower import native_bfloat16
+from cmgcli.precision import native_bfloat16
 from tests.benchmarks.memory import peaks
 from tests.benchmarks.speed import precision_agreement, random_vit, scoring_units
 
