@@ -32,7 +32,7 @@ WINDOW = 3  # patches a side, that are hidden together
 FEWEST_PAIRS, MOST_PAIRS = 8, 20
 LATE, LATE_SHARE = 1 / 3, 3 / 4  # Radau's rule of two points over [0, 1]: what it reads at 1 has the rest
 SETS, APART = 6, 2  # of tiles, so that those of one set lie at least a knight's move apart
-TOLERANCE = 0.2  # of the range of a match over the sizes
+TOLERANCE = 0.1  # of the range of a match over the sizes
 KEEP_SIZES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0)
 FEW_KEEP_SIZES = (0.15, 0.3, 0.5, 1.0)  # where each of them costs a pass
 

@@ -192,14 +192,17 @@ class Inspector(nn.Module):
             return torch.ones(count, dtype=torch.bool)
         sizes = sorted({max(1, round(size * count)) for size in cmer.KEEP_SIZES})
         rank, matches = _nested(dense, text, sizes)
+        gain = matches.max() - matches[-1]
         if self.unnamed is not None:
             by_name, (rank_unnamed, matches_unnamed) = matches.max() >= cmer.MATCH_FLOOR, _nested(dense, self.unnamed, sizes)
+            thing = matches_unnamed.max() - matches_unnamed[-1]
+            gain = torch.where(by_name, gain.maximum(thing), thing)
             rank, matches = torch.where(by_name, rank, rank_unnamed), torch.where(by_name, matches, matches_unnamed)
         if self.keep == "auto":
             best = matches.max()
             within = matches >= best - (cmer.TOLERANCE * (best - matches.min())).clamp(min=0.01)
             largest = (within * torch.tensor(sizes)).max()
-            chosen = torch.where(best - matches[-1] < self.least_gain, count, largest)
+            chosen = torch.where(gain < self.least_gain, count, largest)
         else:
             chosen = max(1, round(self.keep * count))
         return grown((rank < chosen).view(self.grid)).flatten()

@@ -188,7 +188,8 @@ def guided(encoder: Encoder, dense: Tensor, captions: Tensor, ground: str) -> tu
     A caption that fits no set of patches of its image names what the encoder does not know, or takes for something else. Then whatever lies on
     the ground is looked for, by the embedding of a thing without a name. Only the built-in encoder was trained to understand that; where the
     cosines of true captions lie is another matter for each encoder, about 0.3 for many CLIP models, 0.1 for SigLIP. There is a ground where
-    discarding it raises the match; of images that are known to show one, half as much will do, and a blank image still keeps all.
+    discarding it raises the match, of the caption or, since a caption may name the ground as well, of a thing without a name; of images
+    that are known to show one, half as much will do, and a blank image still keeps all.
 
     Args:
         dense: (B, P, D) patch tokens of all patches. captions: (B, D). ground: one of `GROUNDS`.
@@ -200,8 +201,8 @@ def guided(encoder: Encoder, dense: Tensor, captions: Tensor, ground: str) -> tu
     counts = cmer.counts_of(cmer.KEEP_SIZES, encoder.patch_count)
     by_name, without = (cmer.nested_means(dense, text, cmer.fast(dense, text))(counts) for text in (captions, unnamed))  # (B, sizes)
     named = by_name.amax(1) >= cmer.MATCH_FLOOR
-    matches = torch.where(named.unsqueeze(1), by_name, without)
-    return torch.where(named.unsqueeze(1), captions, unnamed), named, matches.amax(1) - matches[:, -1] < least_gain(ground)
+    own, thing = (matches.amax(1) - matches[:, -1] for matches in (by_name, without))  # (B,)
+    return torch.where(named.unsqueeze(1), captions, unnamed), named, torch.where(named, own.maximum(thing), thing) < least_gain(ground)
 
 
 def least_gain(ground: str) -> float:
