@@ -86,14 +86,14 @@ def test_the_graph_gives_what_cmg_score_gives(runtime, small_line, tmp_path, opt
     images, texts = [tmp_path / f"{i}.png" for i in range(len(sources))], [lookup[path.resolve()] for path in sources]
     for source, path in zip(sources, images, strict=True):
         picture = read_image(source)
-        write_png(path, np.resize(picture, (*size, 3)) if picture.shape[:2] != size else picture)
+        write_png(path, cv2.resize(picture, size[::-1], interpolation=cv2.INTER_AREA))
     wrong_texts, named = [next(other for other in captions if other != text) for text in texts], []
     for said in (texts, wrong_texts):  # where the caption fits nothing, a thing without a name guides CMER, in the graph too
         for inspection, path, text in zip(model.inspect(images, dict(zip(images, said)), maps=True), images, said, strict=True):
             score, threshold, anomaly_map = session.run(None, {"image": read_image(path), "caption": np.array(captions.index(text))})
             assert float(score) == pytest.approx(inspection.row.score, abs=1e-3)
             assert int(score > threshold) == inspection.row.anomalous
-            np.testing.assert_allclose(anomaly_map, inspection.anomaly_map, atol=0.05)
+            np.testing.assert_allclose(anomaly_map, inspection.anomaly_map, atol=0.05, rtol=0.03)
             named.append(inspection.view.named)
     assert len(set(named)) == 2
     code = f"import sys; sys.modules['torch'] = None; sys.argv = ['score.py', {str(tmp_path / 'm.onnx')!r}, {texts[0]!r}, {str(images[0])!r}]"

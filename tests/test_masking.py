@@ -100,7 +100,7 @@ def test_images_in_which_the_caption_fits_nothing_are_told_of(small_line, good_l
     assert "fits nothing" not in cmg_here(*masks).err
     captions = captions_of(good_line)
     first, second, *_ = captions
-    write_captions(tmp_path / "wrong.csv", captions | {first: "green textile label", second: "green textile label"})
+    write_captions(tmp_path / "wrong.csv", captions | {first: "a photo of a circuit board", second: "a photo of a circuit board"})
     said = [line for line in cmg_here("mask", "--images", small_line, "--captions", tmp_path / "wrong.csv", *masks[5:]).err.splitlines() if "fits nothing" in line]
     assert said == [
         f"cmg: the caption fits nothing in 2 of 30 images, first {first}: it names something else, or in words that the encoder does not know; "
