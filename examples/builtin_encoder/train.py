@@ -389,6 +389,8 @@ def main() -> None:
     taken = args.out / "taken.json"  # seeds and seconds that are spent
     spent, seed = json.loads(taken.read_text()) if taken.exists() else (0.0, 1_000_000 * (args.seed + 1))
     feed = Feed(photos, stuff, tokenizer, workers=args.workers, seed=seed, most=args.samples)
+    vocabulary = architecture(args.designs[0])["text_cfg"]["vocab_size"]
+    pool = Pool(feed, min(args.pool, args.samples), vocabulary, args.device)  # fills up while the held-out samples are rendered, which took a GPU's host minutes
     test = rendered(args.checked, 900_000_000 + 100 * args.seed, tokenizer, (), stuff, held="flawless", workers=args.workers)
     test_states = rendered(args.checked, 910_000_000 + 100 * args.seed, tokenizer, held, stuff, held="defects", workers=args.workers)
     test, test_states = test.to(args.device), test_states.to(args.device)
@@ -397,7 +399,6 @@ def main() -> None:
     trainees = [Trainee(design, args, unknown) for design in args.designs]
     if not all([trainee.go_on() for trainee in trainees]):
         spent = 0.0
-    pool = Pool(feed, min(args.pool, args.samples), len(trainees[0].net.model.token_embedding.weight), args.device)
     for words in phrases.tokens.flatten(0, 1).cpu():
         pool.touched[words] = True
     pool.wait_for(min(args.first, args.samples, args.pool))
