@@ -104,12 +104,16 @@ def k_center(points: Tensor, budget: int) -> Cover:
     return Cover(chosen.sort().values, float(nearest.max().clamp(min=0).sqrt()))
 
 
-def caption_groups(text: Tensor, most: int) -> Tensor:
+def caption_groups(text: Tensor, most: int, *, alike: float = 0.0) -> Tensor:
     """The group (U,) int64 of each caption embedding (U, D), numbered from 0 without gaps.
 
-    Each caption is its own group; of more than ``most`` captions so many that lie far apart are, the others join the nearest.
+    Each caption is its own group, but for those whose squared distance is below ``alike``: each of their groups would have but a share of the bank,
+    filled with what the others hold as well. Of more than ``most`` captions so many that lie far apart have one, the others join the nearest.
     """
-    centres = text[k_center(text, most).chosen]
+    centres = text[:0]
+    for centre in text[k_center(text, most).chosen]:
+        if not bool(((centres - centre).square().sum(1) < alike).any()):
+            centres = torch.cat([centres, centre[None]])
     return (text @ centres.T).argmax(1).unique(return_inverse=True)[1]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cmgcli.errors import SettingsError
 
+ALIKE = 0.005  # squared distance of two captions, a cosine of 0.9975, below which they say the same, but for words that the encoder does not know
 CHUNK = 1024  # captions whose similarities to all others are held at a time
 
 
@@ -41,12 +42,13 @@ class Structure:
 def reconstruction_weights(target: Tensor, sources: Tensor, *, ridge: float) -> Tensor:
     """Weights (..., k) float64 summing to 1 of the sources (..., k, D) that best reconstruct the target (..., D).
 
-    Minimises ``|t - w^T s|^2 + ridge * trace(G) / k * |w|^2`` (Roweis & Saul 2000, with the Gram matrix ``G`` of the
-    differences). Where every source equals the target the weights are even.
+    Minimises ``|t - w^T s|^2 + ridge * max(trace(G) / k, ALIKE) * |w|^2`` (Roweis & Saul 2000, with the Gram matrix ``G`` of the
+    differences). Where every source equals the target the weights are even, and nearly so where all lie close by: without the floor the
+    least difference would set captions as far apart as a great one does.
     """
     difference = (target.unsqueeze(-2) - sources).double()  # (..., k, D)
     gram = difference @ difference.mT  # (..., k, k)
-    penalty = (ridge * gram.diagonal(dim1=-2, dim2=-1).mean(-1)).clamp(min=1e-12)
+    penalty = (ridge * gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=ALIKE)).clamp(min=1e-12)
     regular = gram + penalty[..., None, None] * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     weights = torch.linalg.solve(regular, torch.ones_like(difference[..., 0]))
     return weights / weights.sum(-1, keepdim=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from cmgcli.album import take_pictures
 from cmgcli.bank import LEAST_SHARE, BankBuilder, caption_groups
 from cmgcli.calibrate import calibrate
-from cmgcli.cmle import ResidualMoments, guided_space, shrink, structure_matrix, uniform_structure, whitening
+from cmgcli.cmle import ALIKE, ResidualMoments, guided_space, shrink, structure_matrix, uniform_structure, whitening
 from cmgcli.detector import Blend, Detector, Language
 from cmgcli.looks import Looks
 from cmgcli.model import Model
@@ -47,7 +47,7 @@ class Learner:
         )
         self.moments = ResidualMoments(structure, looks.encoder.dim)
         most = max(1, self.settings.bank_size // LEAST_SHARE) if self.settings.cmle else 1
-        self.groups = caption_groups(self.text, most)  # (U,)
+        self.groups = caption_groups(self.text, most, alike=ALIKE)  # (U,)
         self.builder = BankBuilder(int(self.groups.max()) + 1, budget=self.settings.bank_size)
         self.embeddings: list[Tensor] = []  # (B, D) each, for a trained projection
         self.rows: list[Tensor] = []  # (B,) each, the row of the structure that an image belongs to

@@ -95,6 +95,14 @@ def test_captions_that_share_a_group_are_alike():
     assert (groups == groups[:, :1]).all() and len(groups.unique()) == 6
 
 
+def test_captions_that_say_the_same_share_a_group():
+    """As those do that differ in words which mean nothing to the encoder."""
+    text = torch.nn.functional.normalize(points(3, seed=1).repeat_interleave(4, 0), dim=1)
+    text[:8] = torch.nn.functional.normalize(text[:8] + 0.005 * points(8), dim=1)
+    assert len(caption_groups(text, 12).unique()) > 3
+    assert caption_groups(text, 12, alike=0.005).tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
 @pytest.mark.parametrize("native", [True, False])
 def test_a_shortlist_gives_the_distances_of_the_whole_bank(monkeypatch, native):
     monkeypatch.setattr("cmgcli.bank.native_bfloat16", lambda: native)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from cmgcli.cmle import (
+    ALIKE,
     ResidualMoments,
     caption_weights,
     guided_space,
@@ -46,7 +47,7 @@ def slow_matrix(text: np.ndarray, *, neighbours: int, ridge: float) -> np.ndarra
         groups += [np.flatnonzero((text == row).all(1)) for row in rest[:neighbours]]
         sources = np.stack([text[group[0]] for group in groups])
         k = len(groups)
-        penalty = ridge * ((text[i] - sources) ** 2).sum() / k
+        penalty = ridge * max(((text[i] - sources) ** 2).sum() / k, ALIKE)
         system = np.block([[sources @ sources.T + penalty * np.eye(k), np.ones((k, 1))], [np.ones((1, k)), np.zeros((1, 1))]])
         for group, weight in zip(groups, np.linalg.solve(system, np.r_[sources @ text[i], 1])[:k], strict=True):
             matrix[i, group] = weight / len(group)
@@ -54,6 +55,16 @@ def slow_matrix(text: np.ndarray, *, neighbours: int, ridge: float) -> np.ndarra
 
 
 CAPTIONS = torch.tensor([0, 0, 0, 1, 1, 2, 3, 3, 3, 3])
+
+
+def test_captions_that_say_nearly_the_same_share_nearly_evenly():
+    """A digit that the encoder does not know must not set them apart as another product would."""
+    torch.manual_seed(0)
+    base = torch.nn.functional.normalize(torch.randn(1, 32), dim=1)
+    near, far = (torch.nn.functional.normalize(base + step * torch.randn(5, 32), dim=1) for step in (0.001, 0.1))
+    even, own = (structure_matrix(text, torch.full((5,), 10), ridge=0.05).rows.weights for text in (near, far))
+    assert even[:, 0].max() < 0.35 and even.min() > 0.1
+    assert own[:, 0].min() > 0.6
 
 
 @pytest.mark.parametrize("counts", [[1, 1, 1], [4, 1, 3]])
