@@ -24,7 +24,7 @@ from cmgcli.words import installed_version
 
 Module = TypeVar("Module", bound=nn.Module)
 
-FORMAT = 12
+FORMAT = 13
 PACKAGES = ("cmgcli", "torch", "open_clip_torch", "numpy")
 
 
