@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from shell import cmg_here, table
 
 import cmgcli
 from cmgcli.encoder import load_encoder
 from cmgcli.model import Model
 from cmgcli.view import RELEVANCE, Meter, relevance_of
 from cmgcli.zeroshot import zero_shot
-from shell import cmg_here, table
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 
