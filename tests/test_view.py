@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from cmgcli import cmer, line
-from cmgcli.cmer import FEW_KEEP_SIZES
 from cmgcli.detector import patch_features
 from cmgcli.encoder import load_encoder
 from cmgcli.view import GROUNDS, RELEVANCE, Meter, choose_relevance, keep_index, look, relevance_of, show_ground
@@ -84,7 +83,7 @@ def test_the_default_estimator_is_the_cheap_one(tiny, builtin):
 
 def test_the_match_of_all_patches_takes_no_pass_of_its_own(tiny):
     (few,), (all_kept,) = looked(tiny, images(1), "occlusion", 0.1), looked(tiny, images(1), "occlusion", "auto")
-    sizes = [max(1, round(size * tiny.patch_count)) / tiny.patch_count for size in FEW_KEEP_SIZES if size < 1]
+    sizes = [max(1, round(size * tiny.patch_count)) / tiny.patch_count for size in cmer.FEW_KEEP_SIZES if size < 1]
     assert all_kept.passes - seen_again(tiny, all_kept) == pytest.approx(few.passes - seen_again(tiny, few) + sum(sizes))
 
 
