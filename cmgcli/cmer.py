@@ -32,8 +32,8 @@ WINDOW = 3  # patches a side, that are hidden together
 FEWEST_PAIRS, MOST_PAIRS = 8, 20
 LATE, LATE_SHARE = 1 / 3, 3 / 4  # Radau's rule of two points over [0, 1]: what it reads at 1 has the rest
 SETS, APART = 6, 2  # of tiles, so that those of one set lie at least a knight's move apart
-TOLERANCE = 0.1  # of the range of a match over the sizes
-KEEP_SIZES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0)
+TOLERANCE = 0.17  # of the range of a match over the sizes
+KEEP_SIZES = (0.08, 0.1, 0.125, 0.15, 0.175, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.575, 0.65, 0.725, 0.8, 0.9, 1.0)
 FEW_KEEP_SIZES = (0.15, 0.3, 0.5, 1.0)  # where each of them costs a pass
 
 
@@ -243,7 +243,7 @@ def keep_mask(
     stay, because a part of an object matches its caption as well as the whole, and the rest of the object is where a
     defect may be (``tests/benchmarks/keep_rule.py`` compares it with the smallest set). Images of which ``whole`` (B,) bool says that they show
     nothing to discard keep everything. A number keeps that share. A defect lowers the match of its own patch, so the set is then closed, its
-    holes are filled and it is grown by one patch.
+    holes are filled and it is grown by the patches beside, above and below.
 
     Raises:
         SettingsError: ``keep`` is neither ``auto`` nor in (0, 1].
@@ -275,11 +275,11 @@ def check_keep(keep: float | str) -> float | str:
 
 
 def grow(core: np.ndarray) -> np.ndarray:
-    """Close a patch mask (h, w) bool, fill its holes and grow it by one patch."""
-    square = np.ones((3, 3), np.uint8)
+    """Close a patch mask (h, w) bool, fill its holes and grow it by the patches beside, above and below."""
+    square, cross = np.ones((3, 3), np.uint8), cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     padded = np.pad(core.astype(np.uint8), 2)
     closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, square)
     outside = closed.copy()
     cv2.floodFill(outside, None, (0, 0), 1)
     filled = closed | (1 - outside)
-    return cv2.dilate(filled, square)[2:-2, 2:-2].astype(bool)
+    return cv2.dilate(filled, cross)[2:-2, 2:-2].astype(bool)

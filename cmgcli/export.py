@@ -305,7 +305,8 @@ def grown(core: Tensor) -> Tensor:
     for _ in range(int(np.ceil(np.log2(len(free))))):  # each time by ways twice as long
         steps = (steps @ steps).clamp(max=1)
     filled = torch.maximum(closed, 1 - steps[0].view_as(closed))
-    return F.max_pool2d(filled, 3, 1, 1)[0, 2:-2, 2:-2] > 0.5
+    beside, above = F.max_pool2d(filled, (1, 3), 1, (0, 1)), F.max_pool2d(filled, (3, 1), 1, (1, 0))
+    return torch.maximum(beside, above)[0, 2:-2, 2:-2] > 0.5
 
 
 def _steps(height: int, width: int) -> Tensor:
