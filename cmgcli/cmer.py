@@ -34,7 +34,7 @@ LATE, LATE_SHARE = 1 / 3, 3 / 4  # Radau's rule of two points over [0, 1]: what 
 SETS, APART = 6, 2  # of tiles, so that those of one set lie at least a knight's move apart
 TOLERANCE = 0.17  # of the range of a match over the sizes
 KEEP_SIZES = (0.08, 0.1, 0.125, 0.15, 0.175, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.575, 0.65, 0.725, 0.8, 0.9, 1.0)
-FEW_KEEP_SIZES = (0.15, 0.3, 0.5, 1.0)  # where each of them costs a pass
+FEW_KEEP_SIZES = (0.1, 0.2, 0.4, 1.0)  # that are measured where each of them costs a pass; the match at the others is read between them
 
 
 @dataclass(frozen=True)
@@ -238,8 +238,8 @@ def keep_mask(
 ) -> Tensor:
     """The keep mask (B, P) bool: nearly the best match, and no hole where a defect could fall through.
 
-    ``auto`` evaluates the nested top-k sets of ``sizes``, shares of the grid, and takes the *largest* whose match is within ``tolerance``
-    (of the match's own range over the sizes, at least 0.01 in cosine) of the best: what does not lower the match may
+    ``auto`` evaluates the nested top-k sets of ``sizes``, shares of the grid, reads the match at the others of `KEEP_SIZES` between them, and takes
+    the *largest* whose match is within ``tolerance`` (of the match's own range over the sizes, at least 0.01 in cosine) of the best: what does not lower the match may
     stay, because a part of an object matches its caption as well as the whole, and the rest of the object is where a
     defect may be (``tests/benchmarks/keep_rule.py`` compares it with the smallest set). Images of which ``whole`` (B,) bool says that they show
     nothing to discard keep everything. A number keeps that share. A defect lowers the match of its own patch, so the set is then closed, its
@@ -250,8 +250,9 @@ def keep_mask(
     """
     patches = grid[0] * grid[1]
     if check_keep(keep) == "auto":
-        counts = counts_of(sizes, patches)
-        matches = nested(counts)  # (B, sizes)
+        measured = counts_of(sizes, patches)
+        counts = [count for count in counts_of(KEEP_SIZES, patches) if count >= measured[0]]
+        matches = _between(nested(measured), measured, counts)  # (B, sizes)
         best, worst = matches.amax(1, keepdim=True), matches.amin(1, keepdim=True)
         slack = (tolerance * (best - worst)).clamp(min=0.01)
         within = (matches >= best - slack).to(torch.int8)
@@ -265,6 +266,16 @@ def keep_mask(
     core = rank < chosen.unsqueeze(1)
     grown = [grow(row.reshape(grid)).ravel() for row in core.cpu().numpy()]
     return torch.from_numpy(np.stack(grown)).to(relevance.device)
+
+
+def _between(values: Tensor, at: Sequence[int], wanted: Sequence[int]) -> Tensor:
+    """Values (B, wanted) between those (B, at), by straight lines; ``at`` and ``wanted`` ascend, and nothing is wanted outside."""
+    if list(at) == list(wanted):
+        return values
+    places, asked = torch.tensor(at, device=values.device), torch.tensor(wanted, device=values.device)
+    right = torch.searchsorted(places, asked).clamp(min=1)
+    share = (asked - places[right - 1]) / (places[right] - places[right - 1])
+    return values[:, right - 1] * (1 - share) + values[:, right] * share
 
 
 def check_keep(keep: float | str) -> float | str:

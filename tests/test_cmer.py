@@ -6,7 +6,7 @@ import torch
 from scipy.stats import spearmanr
 
 from cmgcli import line
-from cmgcli.cmer import corners, entropy, fast, grow, keep_mask, nested_by, nested_means, occlusion, over_windows, sampled, top_patches, withdrawn
+from cmgcli.cmer import KEEP_SIZES, corners, entropy, fast, grow, keep_mask, nested_by, nested_means, occlusion, over_windows, sampled, top_patches, withdrawn
 from cmgcli.encoder import load_encoder
 from cmgcli.errors import SettingsError
 from cmgcli.view import Meter, relevance_of, token_match
@@ -169,6 +169,22 @@ def test_auto_keeps_the_whole_object_and_little_else(worth):
     keep = keep_mask(nested_by(mean_match(worth - 0.2), worth), worth, GRID)
     assert keep[worth > 0].all()
     assert keep[0].float().mean() < 0.7 and keep[1].float().mean() < 0.5
+
+
+def test_the_match_at_sizes_that_are_not_measured_lies_on_a_line_between_those_that_are():
+    """Of 100 patches the match falls from 1 at 10 to 0 at 100: within 0.17 of it lie 25, and of those sizes the mask may have, 25 is one."""
+    relevance, asked = torch.arange(100.0, 0, -1).view(1, -1), []
+
+    def falling(counts):
+        asked.extend(counts)
+        return torch.tensor([[1 - (count - 10) / 90 for count in counts]])
+
+    few = keep_mask(falling, relevance, (10, 10), sizes=(0.1, 1.0))
+    assert asked == [10, 100]
+    assert torch.equal(few, keep_mask(falling, relevance, (10, 10), sizes=KEEP_SIZES[1:]))
+    rows = np.zeros((10, 10), bool)
+    rows.flat[:25] = True
+    assert np.array_equal(few.view(10, 10).numpy(), grow(rows))
 
 
 def test_a_defect_inside_the_object_survives(worth):
