@@ -25,6 +25,7 @@ from cmgcli.words import counted
 
 METHODS = {"split": "at most", "cross": "about"}  # how near the rate comes to what is promised
 FOLDS = 5
+FEWEST_TO_TUNE = 8  # images; `examples/few_shot.py` shows what fewer cost
 NO_GROUP = -1  # of an image whose caption has no number
 # A class has a threshold of its own if it may expect so many times the fewest images that promise the rate. Of few scores the threshold is the
 # highest or the next: it keeps the promise by half and misses what a threshold of all captions finds (``python -m tests.benchmarks.calibration``).
@@ -203,7 +204,8 @@ def split(count: int, *, false_alarm: float = 0.01, seed: int = 0) -> Split:
     """Part ``count`` normal images at random: up to a quarter calibrates, or as many as the rate needs, but never more than half.
 
     Of the numbers up to a quarter the largest is taken with which the threshold is worth just the rate, such as 99 or 199 for
-    0.01: with 142 it is the largest score, as with 99, and so higher than it need be. One eighth, at most 48 images, tunes. A single image fits alone; with two or three one is held out to calibrate.
+    0.01: with 142 it is the largest score, as with 99, and so higher than it need be. One eighth, at most 48 images, tunes, but none where it were fewer than
+    `FEWEST_TO_TUNE`: the weights that so few tell would be worse than those of folds of what is fitted. A single image fits alone; with two or three one is held out to calibrate.
     """
     if count < 1:
         raise SettingsError("split: expected at least one normal image, got none")
@@ -212,6 +214,7 @@ def split(count: int, *, false_alarm: float = 0.01, seed: int = 0) -> Split:
     above = math.floor((most + 1) * false_alarm + 1e-9)  # so many of them may lie above the threshold, which is one of them
     calibration = math.ceil(above / false_alarm - 1e-9) - 1 if above else most
     tune = min(48, count // 8)
+    tune = tune if tune >= FEWEST_TO_TUNE else 0
     order = np.random.default_rng(seed).permutation(count).tolist()
     parts = order[:calibration], order[calibration : calibration + tune], order[calibration + tune :]
     return Split(*(tuple(sorted(part)) for part in (parts[2], parts[1], parts[0])))

@@ -47,7 +47,6 @@ from cmgcli.words import FRAME_FILLED, counted, misfit
 
 logger = logging.getLogger(__name__)
 
-FEWEST_TO_TUNE = 4
 STEPS_A_TURN = 4  # of the head's training, for one more image to read where memory does not hold them all
 GO_ON_RATE = 1e-3  # for a head that has learnt; a fresh one takes twice as much
 
@@ -227,7 +226,7 @@ def fit_records(
 
     # the calibration images must not be touched here, or the promise of the threshold would be void
     basis, held = looks, (parts.tune,)  # what tells how good images score, in folds each of which is judged by a model that has not seen it
-    if len(parts.tune) < FEWEST_TO_TUNE:
+    if not parts.tune:
         basis = Looks([records[i] for i in parts.fit], encoder, settings, batch_size=batch_size, mirrored=True)
         held = folds(len(parts.fit), seed=settings.seed) if len(parts.fit) > 1 else ((0,),)
     crossed = [sorted(set(parts.fit) - {parts.fit[i] for i in fold}) for fold in held] if len(held) > 1 else []
@@ -279,7 +278,7 @@ def _adapt(
         start=load_head(),
         device=looks.encoder.device.type,
         precision=settings.precision,
-        validate=drawn_auroc(looks, parts.tune, shown_defects(known, looks) if known else ()) if len(parts.tune) >= FEWEST_TO_TUNE else None,
+        validate=drawn_auroc(looks, parts.tune, shown_defects(known, looks) if known else ()) if parts.tune else None,
         snapshot=snapshot,
         snapshot_key=_key([*chosen, *known], settings),
         progress=told,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from cmgcli.calibrate import AMPLE, calibrate, chance_of_excess, choose_calibration, conformal_threshold, folds, split
+from cmgcli.calibrate import AMPLE, FEWEST_TO_TUNE, calibrate, chance_of_excess, choose_calibration, conformal_threshold, folds, split
 from cmgcli.errors import SettingsError
 from tests.benchmarks.calibration import misses, realised_rates
 
@@ -157,6 +157,12 @@ def test_split_parts_all_rows_once_and_always_leaves_one_to_fit(count):
     assert sorted(parts.fit + parts.tune + parts.calibration) == list(range(count))
     assert parts.fit
     assert len(parts.calibration) <= min(count // 2, max(count // 4, 99))
+
+
+def test_images_that_are_too_few_to_tune_by_are_fitted_instead():
+    few, enough = split(63, false_alarm=0.05), split(64, false_alarm=0.05)
+    assert not few.tune and len(few.fit) == 63 - len(few.calibration)
+    assert len(enough.tune) == FEWEST_TO_TUNE
 
 
 @pytest.mark.parametrize(("count", "rate", "calibrating"), [(571, 0.01, 99), (900, 0.01, 199), (571, 0.05, 139), (120, 0.3, 29), (50, 0.01, 25)])
