@@ -18,14 +18,14 @@ from cmgcli.exhibits import Worst, exhibit, shrink
 from cmgcli.figures import RATES, confusion_of, evaluation_of, labelled
 from cmgcli.known import known_records
 from cmgcli.loader import BATCH
-from cmgcli.looks import BUDGET, Looks
+from cmgcli.looks import BUDGET, FRAME_FILLED, Looks
 from cmgcli.metrics import PixelTally
 from cmgcli.model import MAP_CALM, MAP_STRANGE, Inspection, Model, nothing_discarded
 from cmgcli.naming import Namer, Phrase
 from cmgcli.pipeline import Progress, fit_records, read_records, records_to_fit
 from cmgcli.report import Case, Evaluation
 from cmgcli.rows import Row
-from cmgcli.words import FRAME_FILLED, counted
+from cmgcli.words import counted
 
 logger = logging.getLogger(__name__)
 

@@ -26,6 +26,7 @@ Item = TypeVar("Item")
 
 BUDGET = 500_000_000
 ASKED, FEWEST_ASKED, MOST_AGREE = 64, 8, 0.85  # images that tell whether there is a ground, and the share of them that settles it
+FRAME_FILLED = f"CMER discards nothing: what the captions name fills the frame in at least {100 * MOST_AGREE:.0f} % of the images asked"
 
 
 class Looks:

@@ -35,7 +35,7 @@ from cmgcli.heldout import accustom, drawn_auroc, gather, gather_folds, joined
 from cmgcli.known import SHARE, KnownDefects, known_records, shown_defects
 from cmgcli.learn import Place, Progress, learn, state_of, with_album
 from cmgcli.loader import BATCH, ImageStore, decoded
-from cmgcli.looks import Looks, ground_of
+from cmgcli.looks import FRAME_FILLED, Looks, ground_of
 from cmgcli.model import Model, nothing_discarded
 from cmgcli.precision import fast_bfloat16
 from cmgcli.pretrained_head import load_head
@@ -43,7 +43,7 @@ from cmgcli.projection import check_projection
 from cmgcli.rows import MaskRow
 from cmgcli.tiles import check_tiling
 from cmgcli.view import View, best_other, choose_relevance, images_at_once, look, views_of
-from cmgcli.words import FRAME_FILLED, counted, misfit
+from cmgcli.words import counted, misfit
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,5 @@
 """How counts and versions are said, and what more than one command says."""
 
-FRAME_FILLED = "CMER discards nothing: what the captions name fills the frame in more than 85 % of the images"
-
 
 def counted(count: int, noun: str) -> str:
     """`1 image`, `2 images`; the noun stands in the singular, and its last word takes the s."""

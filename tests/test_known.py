@@ -196,7 +196,7 @@ def test_the_held_out_curve_sees_them_too(small_line, known_line, monkeypatch, t
         return real(looks, numbers, known)
 
     monkeypatch.setattr(pipeline, "drawn_auroc", spied)
-    monkeypatch.setattr(pipeline, "FEWEST_TO_TUNE", 3)
+    monkeypatch.setattr("cmgcli.calibrate.FEWEST_TO_TUNE", 3)
     said = []
     cmgcli.fit(small_line, known_line, known_defects=True, tile=tile, progress=lambda stage, *_: said.append(stage), **OPTIONS)
     assert len(shown) == 3 and all(image.base is None and max(image.shape) == (tile or 96) and keep.dtype == bool for image, keep in shown)
