@@ -222,7 +222,7 @@ def stored_oddly(model_file, tmp_path_factory) -> Run:
 def test_what_looks_the_same_scores_the_same(stored_oddly, kind):
     assert stored_oddly.code == 0, stored_oddly.err
     scores = {Path(row["file"]).stem: float(row["score"]) for row in stored_oddly.rows}
-    assert scores[kind] == pytest.approx(scores[f"{kind}_plain"], abs=0.05)  # rounding of one level
+    assert scores[kind] == pytest.approx(scores[f"{kind}_plain"], rel=0.02)  # rounding of one level, which may tip how much CMER keeps
 
 
 def test_deep_images_are_said_once(stored_oddly):
