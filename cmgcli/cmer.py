@@ -238,12 +238,12 @@ def keep_mask(
 ) -> Tensor:
     """The keep mask (B, P) bool: nearly the best match, and no hole where a defect could fall through.
 
-    ``auto`` evaluates the nested top-k sets of ``sizes``, shares of the grid, reads the match at the others of `KEEP_SIZES` between them, and takes
-    the *largest* whose match is within ``tolerance`` (of the match's own range over the sizes, at least 0.01 in cosine) of the best: what does not lower the match may
-    stay, because a part of an object matches its caption as well as the whole, and the rest of the object is where a
-    defect may be (``tests/benchmarks/keep_rule.py`` compares it with the smallest set). Images of which ``whole`` (B,) bool says that they show
-    nothing to discard keep everything. A number keeps that share. A defect lowers the match of its own patch, so the set is then closed, its
-    holes are filled and it is grown by the patches beside, above and below.
+    ``auto`` evaluates the nested top-k sets of ``sizes``, shares of the grid up to 1, reads the match at the others of `KEEP_SIZES` between
+    them, and takes the *largest* whose match is within ``tolerance`` (of the match's own range over the sizes, at least 0.01 in cosine) of
+    the best: what does not lower the match may stay, because a part of an object matches its caption as well as the whole, and the rest of
+    the object is where a defect may be (``tests/benchmarks/keep_rule.py`` compares it with the smallest set). Images of which ``whole`` (B,)
+    bool says that they show nothing to discard keep everything. A number keeps that share. A defect lowers the match of its own patch, so
+    the set is then closed, its holes are filled and it is grown by the patches beside, above and below.
 
     Raises:
         SettingsError: ``keep`` is neither ``auto`` nor in (0, 1].
@@ -252,7 +252,7 @@ def keep_mask(
     if check_keep(keep) == "auto":
         measured = counts_of(sizes, patches)
         counts = [count for count in counts_of(KEEP_SIZES, patches) if count >= measured[0]]
-        matches = _between(nested(measured), measured, counts)  # (B, sizes)
+        matches = _between(nested(measured), measured, counts)  # (B, counts)
         best, worst = matches.amax(1, keepdim=True), matches.amin(1, keepdim=True)
         slack = (tolerance * (best - worst)).clamp(min=0.01)
         within = (matches >= best - slack).to(torch.int8)

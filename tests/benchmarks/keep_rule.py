@@ -102,7 +102,7 @@ def main(count: int = 96, seed: int = 777) -> None:
     relevance = cmer.fast(full.dense, text)
     print("parts, the right caption")
     nested = cmer.nested_means(full.dense, text, relevance)
-    print(f"  the object itself, grown by one patch: {figures(np.stack([cmer.grow(o) for o in objects]), objects, scenes)}")
+    print(f"  the object itself, grown as the mask is: {figures(np.stack([cmer.grow(o) for o in objects]), objects, scenes)}")
     for tolerance in (0.1, cmer.TOLERANCE, 0.25):
         largest = cmer.keep_mask(nested, relevance, encoder.grid, tolerance=tolerance)
         print(f"  largest within {tolerance}: {figures(largest.numpy().reshape(-1, *encoder.grid), objects, scenes)}")
