@@ -15,7 +15,7 @@ from cmgcli.album import Album
 from cmgcli.bank import PatchBank
 from cmgcli.calibrate import Calibration
 from cmgcli.cmle import GuidedSpace
-from cmgcli.detector import Blend, Detector, Language, Settings
+from cmgcli.detector import Blend, Detector, Language, Settings, States
 from cmgcli.errors import CheckpointError, OutputError
 from cmgcli.files import write_whole
 from cmgcli.head import DefectHead
@@ -24,7 +24,7 @@ from cmgcli.words import installed_version
 
 Module = TypeVar("Module", bound=nn.Module)
 
-FORMAT = 14
+FORMAT = 15
 PACKAGES = ("cmgcli", "torch", "open_clip_torch", "numpy")
 
 
@@ -67,6 +67,8 @@ def save(detector: Detector, path: Path) -> None:
         head = detector.head
         header["head"] = {"width": head.width, "dilations": head.dilations}
         tensors |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
+    if language.states is not None:
+        tensors |= {f"states.{part.name}": getattr(language.states, part.name) for part in fields(States)}
     if language.latent is not None:
         latent = language.latent
         header["latent"] = {"kind": latent.kind, "dim": latent.dim, "latent_dim": latent.latent_dim}
@@ -135,6 +137,7 @@ def _detector(header: dict, tensors: dict[str, torch.Tensor]) -> Detector:
         settings.neighbours,
         settings.ridge,
         latent,
+        States(**{part.name: tensors[f"states.{part.name}"] for part in fields(States)}) if settings.cmer else None,
     )
     bank = PatchBank(tensors["bank.features"], tensors["bank.groups"], tensors["bank.origins"].long())
     if bank.origins.shape != (len(bank.features), 5):

@@ -27,7 +27,7 @@ Match = Callable[[Tensor, Tensor], Tensor]
 Slope = Callable[[Tensor], Tensor]  # from how often each patch counts, (P,), 1 once, to the derivative (B, P) of each image's match by that
 Nested = Callable[[Sequence[int]], Tensor]  # from counts to (B, counts): the match of so many of the most relevant patches of each image
 
-MATCH_FLOOR, GAIN_FLOOR = 0.2, 0.08  # of the built-in encoder's cosines; `tests/benchmarks/keep_rule.py` prints what they go by
+MATCH_FLOOR, GAIN_FLOOR = 0.16, 0.055  # of the built-in encoder's cosines; `tests/benchmarks/keep_rule.py` prints what they go by
 WINDOW = 3  # patches a side, that are hidden together
 FEWEST_PAIRS, MOST_PAIRS = 8, 20
 LATE, LATE_SHARE = 1 / 3, 3 / 4  # Radau's rule of two points over [0, 1]: what it reads at 1 has the rest

@@ -1,4 +1,4 @@
-"""The score: how far an image lies from where its caption puts it, how strange its patches are, and what the head sees.
+"""The score: how far an image lies from where its caption puts it, how strange its patches are, what the head sees, and how like a defective state it looks.
 
 A `Detector` is complete once constructed and never changes; `pipeline` makes and uses it, `checkpoint` stores it.
 """
@@ -21,7 +21,7 @@ from cmgcli.cmle import GuidedSpace, Reconstruction, caption_weights, residual_n
 from cmgcli.head import DefectHead
 from cmgcli.projection import Latent
 
-PARTS = ("image_score", "patch_score", "head_score")
+PARTS = ("image_score", "patch_score", "head_score", "state_score")
 TOP_SHARE = 0.01
 SEARCHED_WEIGHT = 0.05
 REACH = 0.95  # of good images lie below where a part begins to speak of wrong captions
@@ -56,6 +56,19 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class States:
+    """Where the captions put a defective state of what they name, and how far towards it good images go."""
+
+    ways: Tensor  # (R, D) float32 from the flawless to the defective state; see `states.towards_defective`
+    way: Tensor  # (U,) int64, which of them goes for each caption; (1,) where CMLE is off
+    means: Tensor  # (U,) float64 of the peaks of each caption's images; (1,) of all images where CMLE is off
+
+    def peaks(self, dense: Sequence[Tensor], patch_count: int) -> Tensor:
+        """How far along each way what is most like a defective state goes, (R,) float64: of the pieces of an image, unit-norm patches (K, D) each."""
+        return torch.stack([_top_means(piece.float().cpu() @ self.ways.T, patch_count) for piece in dense]).amax(0).double()
+
+
+@dataclass(frozen=True)
 class Language:
     """What the captions know: their embeddings, and where each puts its images in the latent space."""
 
@@ -68,6 +81,7 @@ class Language:
     neighbours: int
     ridge: float
     latent: Latent | None = None  # of a trained projection: then space and means are those of z = h(x)
+    states: States | None = None  # None where CMER is off
 
     def weights_of(self, text: Tensor) -> Reconstruction:
         """Any caption embedding (D,) written by the stored captions."""
@@ -93,6 +107,13 @@ class Language:
         place = embedding.cpu().float()
         return float(residual_norm(self.space, place if self.latent is None else self.latent(place), caption.of(self.means)))
 
+    def state_score(self, dense: Sequence[Tensor], patch_count: int, caption: Reconstruction) -> float:
+        """How much further towards a defective state an image goes than its caption's weights (K,) expect; see `States.peaks`. NaN where CMER is off."""
+        if self.states is None:
+            return np.nan
+        beyond = self.states.peaks(dense, patch_count)[self.states.way[caption.sources]] - self.states.means[caption.sources]  # (K,)
+        return float(caption.weights @ beyond)
+
     def best_caption(self, embedding: Tensor, *, candidates: int = 3) -> int:
         """The stored caption for an image that has none: of those that match it best, the one with the least residual."""
         matches = self.text @ embedding.to(self.text)  # (U,)
@@ -107,8 +128,13 @@ def patch_features(layers: Sequence[Tensor]) -> Tensor:
 
 def top_mean(distances: Tensor, patch_count: int) -> float:
     """Mean of the largest distances, as many as 1 % of an image's patches."""
-    count = min(len(distances), max(1, round(TOP_SHARE * patch_count)))
-    return float(distances.topk(count).values.mean())
+    return float(_top_means(distances.unsqueeze(1), patch_count))
+
+
+def _top_means(values: Tensor, patch_count: int) -> Tensor:
+    """`top_mean` of each column of (K, n), (n,)."""
+    count = min(len(values), max(1, round(TOP_SHARE * patch_count)))
+    return values.topk(count, dim=0).values.mean(0)
 
 
 @dataclass(frozen=True)
@@ -120,24 +146,30 @@ class Blend:
     A part that sees wrong captions counts for them where hardly any good image lies, and so says nothing of small defects that it does not see.
     """
 
-    location: np.ndarray  # (3,) float64, in the order of `PARTS`
-    scale: np.ndarray  # (3,) float64, positive
-    weight: np.ndarray  # (3,) float64, sums to 1; 0 for an absent part
-    far: np.ndarray = field(default_factory=lambda: np.zeros(3))  # (3,) float64 in [0, 1], of what lies above `reach`
-    reach: np.ndarray = field(default_factory=lambda: np.zeros(3))  # (3,) float64, in scales above the location
+    location: np.ndarray  # (P,) float64, one each of some parts, those of a `Detector` in the order of `PARTS`
+    scale: np.ndarray  # (P,) float64, positive
+    weight: np.ndarray  # (P,) float64, sums to 1; 0 for an absent part
+    far: np.ndarray = field(default_factory=lambda: np.zeros(1))  # (P,) float64 in [0, 1], of what lies above `reach`; or one for all
+    reach: np.ndarray = field(default_factory=lambda: np.zeros(1))  # (P,) float64, in scales above the location; or one for all
+
+    @classmethod
+    def even(cls, there: Sequence[bool]) -> Blend:
+        """Of parts of which nothing is known yet: as they are, those that are there alike."""
+        weight = np.asarray(there, np.float64)
+        return cls(np.zeros(len(there)), np.ones(len(there)), weight / weight.sum())
 
     def __call__(self, parts: np.ndarray) -> np.ndarray:
-        """Scores (n,) of parts (n, 3), about 1 for a good image; an absent part is NaN and has no weight; another that is NaN makes the score NaN."""
+        """Scores (n,) of parts (n, P), about 1 for a good image; an absent part is NaN and has no weight; another that is NaN makes the score NaN."""
         return np.sqrt(self._squares(parts).sum(axis=1))
 
     def terms(self, parts: np.ndarray) -> np.ndarray:
-        """What each part adds to the score: (..., 3) of parts (..., 3); 0 for an absent part."""
+        """What each part adds to the score: (..., P) of parts (..., P); 0 for an absent part."""
         squares = self._squares(parts)
         return squares / np.sqrt(np.maximum(squares.sum(axis=-1, keepdims=True), np.finfo(float).tiny))
 
     @property
     def counts(self) -> np.ndarray:
-        """Which parts (3,) bool have any weight."""
+        """Which parts (P,) bool have any weight."""
         return (self.weight > 0) | (self.far > 0)
 
     def _squares(self, parts: np.ndarray) -> np.ndarray:
@@ -154,13 +186,14 @@ def fit_blend(normal: np.ndarray, drawn: np.ndarray, wrong: np.ndarray) -> Blend
     the murmur of a part that sees nothing else would drown the small defects. Real defects are never looked at.
 
     Args:
-        normal: (n, 3) parts of normal images. NaN columns are absent.
-        drawn: (m, 3) parts of images with drawn defects. wrong: (l, 3) of normal images under a wrong caption. Either may be empty.
+        normal: (n, P) parts of normal images. NaN columns are absent.
+        drawn: (m, P) parts of images with drawn defects. wrong: (l, P) of normal images under a wrong caption. Either may be empty.
     """
     from cmgcli.metrics import auroc
 
-    location, scale, weight, far, reach = np.zeros(3), np.ones(3), np.zeros(3), np.zeros(3), np.zeros(3)
-    for k in range(3):
+    count = normal.shape[1]
+    scale, (location, weight, far, reach) = np.ones(count), np.zeros((4, count))
+    for k in range(count):
         if np.isnan(normal[:, k]).any():
             continue
         location[k] = np.median(normal[:, k])

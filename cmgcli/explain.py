@@ -20,7 +20,7 @@ NEIGHBOURS = 4
 CLEAR_SHARE = 0.5  # of what an image has above a typical good one, from which on one part counts as what decided
 SAME_SCORE = 0.01  # a share of the score below which a change is none
 
-PART_NAMES = {"image_score": "whole image", "patch_score": "patches", "head_score": "defect head"}
+PART_NAMES = {"image_score": "whole image", "patch_score": "patches", "head_score": "defect head", "state_score": "caption's word for it"}
 
 PatchBox = tuple[int, int, int, int]  # top, left, bottom, right in an image, pixels
 
@@ -149,6 +149,7 @@ _MEANINGS = {
     "image_score": "it lies unusually far from its caption",
     "patch_score": "some are unlike those of most good parts",
     "head_score": "it sees more in the pixels than usual",
+    "state_score": "some patch is liker a defective state of what the caption names than usual",
 }
 
 
@@ -175,7 +176,7 @@ def explain(model: Model, inspection: Inspection) -> Explanation:
 
 
 def parts_of_score(blend: Blend, values: np.ndarray) -> tuple[PartOfScore, ...]:
-    """The parts (3,) of a score that have a weight, each beside what a typical good image has."""
+    """The parts (4,) of a score that have a weight, each beside what a typical good image has."""
     points, usual = blend.terms(values), blend.terms(blend.location)
     score, usual_score = points.sum(), usual.sum()
     excess = (points * score - usual * usual_score) / max(score + usual_score, np.finfo(float).tiny)  # of the squares that the score is the root of

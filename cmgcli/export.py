@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmgcli import cmer, head
-from cmgcli.detector import TOP_SHARE, Detector
+from cmgcli.cmle import Reconstruction
+from cmgcli.detector import TOP_SHARE, Detector, States
 from cmgcli.errors import OutputError, SettingsError
 from cmgcli.files import write_whole
 from cmgcli.model import Model, nothing_discarded
@@ -146,7 +147,7 @@ class Inspector(nn.Module):
             raise SettingsError(f"cmg export: expected at most {head.MAX_PIXELS} pixels, got {size[0]} x {size[1]}; export for a smaller size, and resize the images to it")
         self.keep = settings.keep if settings.cmer and not nothing_discarded(settings) else None
         self.least_gain = least_gain(settings.ground) if encoder.unnamed is not None else 0.0
-        self.layers, self.grid = settings.layers, encoder.grid
+        self.layers, self.grid, self.averages = settings.layers, encoder.grid, encoder.averages
         self.tower = _float_tower(encoder.tower)
         self.to_square = _squash(size, encoder.image_size)
         self.register_buffer("unnamed", None if encoder.unnamed is None else encoder.unnamed.cpu())  # (D,)
@@ -158,6 +159,12 @@ class Inspector(nn.Module):
         self.register_buffer("places", torch.stack([one.of(language.means) for one in weights]))  # (U, D) float64
         self.register_buffer("projection", language.space.projection)
         self.register_buffer("unexplained", language.space.unexplained)
+        self.states = language.states is not None
+        if self.states:
+            ways, expected = zip(*(_towards_defective(language.states, one) for one in weights), strict=True)
+            self.register_buffer("ways", torch.stack(ways))  # (U, K, D)
+            self.register_buffer("way_weights", torch.stack([one.weights for one in weights]))  # (U, K) float64
+            self.register_buffer("expected", torch.stack(expected))  # (U,) float64
         searched = torch.stack([torch.isin(detector.bank.groups.cpu(), language.bank_groups(one)) for one in weights])
         self.register_buffer("bank", detector.bank.features.cpu())  # (M, V)
         self.register_buffer("apart", torch.where(searched, 0.0, 1e6))  # (U, M) added to the squared distance
@@ -181,7 +188,9 @@ class Inspector(nn.Module):
         head_score, head_map = torch.zeros((), dtype=torch.float64), None
         if self.head is not None:
             head_score, head_map = self.head(channels, kept.view(self.grid))
-        parts = torch.stack([self._image_score(F.normalize(seen.embedding[0], dim=0), caption), _top_mean(distances, kept, TOP_SHARE).double(), head_score.double()])
+        embedding = F.normalize(seen.embedding[0], dim=0)
+        state = self._state(F.normalize(seen.dense[0], dim=-1), embedding, kept, caption) if self.states else torch.zeros((), dtype=torch.float64)
+        parts = torch.stack([self._image_score(embedding, caption), _top_mean(distances, kept, TOP_SHARE).double(), head_score.double(), state])
         z = (parts - self.blend_location) / self.blend_scale
         score = (self.blend_weight * _softplus(z) ** 2 + self.blend_far * _softplus(z - self.blend_reach) ** 2).sum().sqrt().float()
         return score, self.thresholds.index_select(0, caption.view(1))[0], self._map(distances, kept, head_map)
@@ -212,6 +221,15 @@ class Inspector(nn.Module):
         z = self.projection @ (place.double() - self.places.index_select(0, caption.view(1))[0].double())
         return (z**2 / self.unexplained).sum().sqrt()
 
+    def _state(self, dense: Tensor, embedding: Tensor, kept: Tensor, caption: Tensor) -> Tensor:
+        ways = self.ways.index_select(0, caption.view(1))[0]  # (K, D)
+        if self.averages:
+            towards = dense @ ways.T  # (P, K)
+            peaks = torch.stack([_top_mean(towards[:, k], kept, TOP_SHARE) for k in range(len(ways))])
+        else:
+            peaks = ways @ embedding
+        return self.way_weights.index_select(0, caption.view(1))[0] @ peaks.double() - self.expected.index_select(0, caption.view(1))[0]
+
     def _distances(self, layers: tuple[Tensor, ...], caption: Tensor) -> Tensor:
         features = torch.cat([F.normalize(tokens[0], dim=-1) for tokens in layers], dim=-1) / len(layers) ** 0.5  # (P, V)
         squared = (features**2).sum(1, keepdim=True) + (self.bank**2).sum(1) - 2 * features @ self.bank.T + self.apart.index_select(0, caption.view(1))
@@ -225,6 +243,11 @@ class Inspector(nn.Module):
             return total
         location, scale, weight = self.reference[1]
         return total + self.head.map_to_image(weight * (head_map - location) / scale)
+
+
+def _towards_defective(states: States, caption: Reconstruction) -> tuple[Tensor, Tensor]:
+    """The ways (K, D) that a caption's weights (K,) name, and how far along them its images go, () float64."""
+    return states.ways[states.way[caption.sources]], caption.weights @ states.means[caption.sources]
 
 
 def _softplus(z: Tensor) -> Tensor:

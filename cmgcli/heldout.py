@@ -19,7 +19,7 @@ from cmgcli.view import View
 
 DRAWN_PER_IMAGE = 2
 VALIDATED, VALIDATED_PIXELS = 32, 32_000_000
-WIDTHS = (3, 2, 3, 2, 3)  # of the fields of `Evidence`
+WIDTHS = (4, 2, 4, 2, 4)  # of the fields of `Evidence`
 
 
 def drawn_auroc(looks: Looks, numbers: Sequence[int], known: Sequence[tuple[np.ndarray, np.ndarray]] = ()) -> Callable[[DefectHead], float]:
@@ -68,13 +68,13 @@ def accustom(head: DefectHead, looks: Looks, numbers: Sequence[int], report: Cal
 
 @dataclass(frozen=True)
 class Evidence:
-    """Parts of the score, in the order of `detector.PARTS`, of images that a model has not seen, NaN where there is no head."""
+    """Parts of the score, in the order of `detector.PARTS`, of images that a model has not seen, NaN where one is absent."""
 
-    normal: np.ndarray  # (n, 3)
+    normal: np.ndarray  # (n, 4)
     peaks: np.ndarray  # (n, 2) highest value of the patch map and of the head map
-    drawn: np.ndarray  # (m, 3) the same images with drawn defects
+    drawn: np.ndarray  # (m, 4) the same images with drawn defects
     places: np.ndarray  # (m, 2) AUROC of the places of a drawn defect against the rest of its image, in the patch map and the head map
-    wrong: np.ndarray  # (l, 3) the same images under a wrong caption
+    wrong: np.ndarray  # (l, 4) the same images under a wrong caption
 
     def blend(self) -> Blend:
         """The parts standardised and weighted; see `detector.fit_blend`."""

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from cmgcli.album import take_pictures
-from cmgcli.bank import LEAST_SHARE, BankBuilder, caption_groups
+from cmgcli.bank import LEAST_SHARE, BankBuilder, caption_groups, k_center
 from cmgcli.calibrate import calibrate
 from cmgcli.cmle import ALIKE, ResidualMoments, guided_space, shrink, structure_matrix, uniform_structure, whitening
-from cmgcli.detector import Blend, Detector, Language
+from cmgcli.detector import Blend, Detector, Language, States
 from cmgcli.looks import Looks
 from cmgcli.model import Model
 from cmgcli.projection import train_projection
@@ -23,6 +23,7 @@ from cmgcli.tiles import Box
 from cmgcli.view import View
 
 Progress = Callable[[str, int, int], None]
+ASKED = 16  # captions whose states are asked for, 75 prompts each; others go by the nearest of them
 Place = tuple[Box, np.ndarray]  # a piece of an image and its keep mask (h, w) bool
 
 
@@ -49,6 +50,7 @@ class Learner:
         most = max(1, self.settings.bank_size // LEAST_SHARE) if self.settings.cmle else 1
         self.groups = caption_groups(self.text, most, alike=ALIKE)  # (U,)
         self.builder = BankBuilder(int(self.groups.max()) + 1, budget=self.settings.bank_size)
+        self.states = self._states() if self.settings.cmer else None  # their means are sums until all is shown
         self.embeddings: list[Tensor] = []  # (B, D) each, for a trained projection
         self.rows: list[Tensor] = []  # (B,) each, the row of the structure that an image belongs to
         self.places: list[tuple[Place, ...]] = []  # of each view, where a head is to be trained: where its pieces lie and what they keep
@@ -64,25 +66,38 @@ class Learner:
         if self.settings.projection != "closed":
             self.embeddings.append(embeddings)
             self.rows.append(rows)
+        if self.states is not None:
+            for view, row in zip(views, rows.tolist(), strict=True):
+                self.states.means[row] += self.states.peaks([piece.dense for piece in view.pieces], view.keep.size)[self.states.way[row]]
         for i, view, group in zip(numbers, views, self.groups[captions].tolist(), strict=True):
             for piece in view.pieces:
                 self.builder.add(piece.patches, group, image=i, boxes=torch.from_numpy(piece.patch_boxes))
             if self.settings.adapt_steps > 0:
                 self.places.append(tuple((piece.box, piece.keep) for piece in view.pieces))
 
+    def _states(self) -> States:
+        """Of good images nothing yet."""
+        asked = k_center(self.text, ASKED).chosen
+        ways, way = self.looks.towards_defective([self.captions[u] for u in asked.tolist()]), (self.text @ self.text[asked].T).argmax(1)
+        if not self.settings.cmle:
+            ways, way = ways.mean(0, keepdim=True), way[:1] * 0
+        return States(ways, way, torch.zeros(len(way), dtype=torch.float64))
+
     def draft(self, *, false_alarm: float, snapshot: Path | None = None, report: Progress) -> Model:
         """A model of what was shown: without a head, its parts not weighted and its threshold not calibrated."""
         s = self.settings
-        flat = Blend(np.zeros(3), np.ones(3), np.array([0.5, 0.5, 0.0]))
+        flat = Blend.even([True, True, False, False])
         empty = calibrate([], [], false_alarm=false_alarm, method=s.calibration)
         reference = np.array([[0.0, 1.0, 0.5]] * 2)
         return Model(Detector(s, self._language(snapshot, report), self.builder.build().to(self.looks.encoder.device), None, None, flat, reference, empty, self.count), self.looks.encoder)
 
     def _language(self, snapshot: Path | None, report: Progress) -> Language:
-        s = self.settings
+        s, states = self.settings, self.states
+        if states is not None:
+            states = replace(states, means=states.means / self.moments.seen.clamp(min=1))
         if s.projection == "closed":
             space = guided_space(self.moments, latent_dim=s.latent_dim)
-            return Language(self.captions, self.text, self.moments.group_means, self.groups, space, s.cmle, s.neighbours, s.ridge)
+            return Language(self.captions, self.text, self.moments.group_means, self.groups, space, s.cmle, s.neighbours, s.ridge, states=states)
         embeddings, rows = torch.cat(self.embeddings).float(), torch.cat(self.rows)
         latent = train_projection(
             embeddings,
@@ -101,7 +116,7 @@ class Learner:
         moments = ResidualMoments(self.moments.structure, latent.latent_dim)
         for part in torch.arange(self.count).split(4096):
             moments.add(latent(embeddings[part]), rows[part])
-        return Language(self.captions, self.text, moments.group_means, self.groups, guided_space(moments), s.cmle, s.neighbours, s.ridge, latent)
+        return Language(self.captions, self.text, moments.group_means, self.groups, guided_space(moments), s.cmle, s.neighbours, s.ridge, latent, states)
 
 
 def learn(looks: Looks, subsets: Sequence[Sequence[int]], report: Progress) -> list[Learner]:

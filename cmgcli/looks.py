@@ -20,6 +20,7 @@ from cmgcli.errors import ImageError
 from cmgcli.images import read_image
 from cmgcli.loader import BATCH, decoded
 from cmgcli.model import look_by
+from cmgcli.states import flawless_and_defective
 from cmgcli.view import View, images_at_once, show_ground, views_of
 
 Item = TypeVar("Item")
@@ -50,6 +51,7 @@ class Looks:
         texts = tuple(dict.fromkeys(record.text for record in records))
         self.text = dict(zip(texts, encoder.encode_text(texts).cpu(), strict=True))  # caption: (D,)
         self.held = _Held(budget)
+        self.ways: dict[str, torch.Tensor] = {}  # see `towards_defective`
         self.seen = bytearray(len(records))  # of those looked at 1, without their captions 2; see `view.guided`
 
     def of(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], list[View | ImageError]]]:
@@ -59,6 +61,14 @@ class Looks:
         for start in range(0, len(numbers), self.batch_size):
             batch = list(numbers[start : start + self.batch_size])
             yield batch, [next(fresh) if i in awaited else self.held.views[i] for i in batch]
+
+    def towards_defective(self, captions: Sequence[str]) -> torch.Tensor:
+        """The way (n, D) from the flawless to the defective state of what each caption names; see `states.flawless_and_defective`."""
+        missing = [caption for caption in captions if caption not in self.ways]
+        if missing:
+            flawless, defective = flawless_and_defective(self.encoder, missing)
+            self.ways |= zip(missing, (defective - flawless).cpu(), strict=True)
+        return torch.stack([self.ways[caption] for caption in captions])
 
     def image(self, i: int) -> np.ndarray:
         """The ``i``-th image (H, W, 3) uint8, as it is; ImageError where it cannot be read."""
@@ -155,7 +165,7 @@ def _unpacked(view: View | ImageError, device: torch.device) -> View | ImageErro
 
 
 def _moved(view: View, device: torch.device) -> View:
-    return replace(view, **{name: getattr(view, name).to(device, copy=True) for name in ("text", "whole", "embedding", "patches")})
+    return replace(view, **{name: getattr(view, name).to(device, copy=True) for name in ("text", "whole", "embedding", "patches", "dense")})
 
 
 class _Held:
@@ -165,7 +175,7 @@ class _Held:
 
     def offer(self, i: int, view: View) -> None:
         seen = (view, *view.tiles)  # a tile's pixels are those of the image
-        size = view.image.nbytes + sum(one.patches.nbytes + one.relevance.nbytes for one in seen)
+        size = view.image.nbytes + sum(one.patches.nbytes + one.dense.nbytes + one.relevance.nbytes for one in seen)
         if size <= self.budget:
             self.budget -= size
             self.views[i] = view

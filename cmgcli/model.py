@@ -189,10 +189,10 @@ def look_with(model: Model, images: Sequence[np.ndarray], texts: Sequence[Tensor
 class Parts:
     """The parts of one image's score and the maps they come from."""
 
-    values: np.ndarray  # (3,) float64 in the order of detector.PARTS; NaN where there is no head
+    values: np.ndarray  # (4,) float64 in the order of detector.PARTS; NaN where one is absent
     patch_map: np.ndarray  # (h, w) float32 distances, the least kept one where hidden
     head_map: np.ndarray | None  # (H', W') float32 logits
-    tiles: tuple[Parts, ...] = ()  # of a view with tiles the parts of each; their image and head scores are NaN
+    tiles: tuple[Parts, ...] = ()  # of a view with tiles the parts of each; but for their patch score they are NaN
 
     @property
     def pieces(self) -> tuple[Parts, ...]:
@@ -212,7 +212,8 @@ def judge(detector: Detector, view: View, caption: Reconstruction) -> Parts:
     head_score = np.nan if detector.head is None else float(detector.head.unusual(highest(peaks)))
     strangest = max(piece.values[1] for piece in pieces)
     maps = _joined(view, [piece.patch_map for piece in pieces]), _joined(view, [piece.head_map for piece in pieces])
-    values = np.array([detector.language.image_score(view.embedding, caption), strangest, head_score])
+    state = detector.language.state_score([piece.dense for piece in view.pieces], view.keep.size, caption)
+    values = np.array([detector.language.image_score(view.embedding, caption), strangest, head_score, state])
     return Parts(values, *maps, tiles=pieces if view.tiles else ())
 
 
@@ -220,7 +221,7 @@ def _judge_piece(detector: Detector, view: View, groups: Tensor) -> tuple[Parts,
     """What is told from nearest by, image and head scores left out, NaN; and the head's peaks (4, 3), None without a head."""
     distances = detector.bank.distances(view.patches, groups).cpu()
     peaks, logits = (None, None) if detector.head is None else peaks_and_map(detector.head, view.image, view.keep, precision=detector.settings.precision)
-    return Parts(np.array([np.nan, top_mean(distances, view.keep.size), np.nan]), on_grid(distances, view.keep), logits), peaks
+    return Parts(np.array([np.nan, top_mean(distances, view.keep.size), np.nan, np.nan]), on_grid(distances, view.keep), logits), peaks
 
 
 def on_grid(distances: Tensor, keep: np.ndarray) -> np.ndarray:

@@ -17,10 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from cmgcli import defects
-from cmgcli.detector import Blend, fit_blend, top_mean
+from cmgcli.detector import PARTS, Blend, fit_blend, top_mean
 from cmgcli.encoder import Encoder, choose_device, choose_precision, load_encoder
 from cmgcli.errors import ImageError, SettingsError
 from cmgcli.files import resolved
@@ -30,8 +29,8 @@ from cmgcli.looks import ground_of
 from cmgcli.model import NO_NUMBER, Inspection, Parts, on_grid, weighted_map
 from cmgcli.precision import fast_bfloat16
 from cmgcli.pretrained_head import load_head
-from cmgcli.prompts import DEFECTIVE, FLAWLESS, prompts
 from cmgcli.rows import Row
+from cmgcli.states import flawless_and_defective
 from cmgcli.view import View, choose_relevance, images_at_once, look, views_of
 
 logger = logging.getLogger(__name__)
@@ -51,8 +50,8 @@ class States:
 
     captions: tuple[str, ...]  # U
     text: Tensor  # (U, D) unit norm, the captions themselves
-    flawless: Tensor  # (U, D) unit norm, the mean over the flawless states of what each caption names
-    defective: Tensor  # (U, D) unit norm
+    flawless: Tensor  # (U, D) unit norm, see `states.flawless_and_defective`
+    defective: Tensor  # (U, D)
     sharpness: float
 
     def odds(self, embedding: Tensor, caption: str) -> float:
@@ -63,6 +62,11 @@ class States:
         against[own] = self.sharpness * self.defective[own].to(embedding) @ embedding
         return float(against.logsumexp(0) - flawless[own])
 
+    def peak(self, view: View, caption: str) -> float:
+        """How far what is most like the defective state of its caption goes towards it, as in a `Detector`."""
+        own = self.number[caption]
+        return top_mean(view.dense.cpu() @ (self.defective[own] - self.flawless[own]).cpu(), view.keep.size)
+
     @cached_property
     def number(self) -> dict[str, int]:
         """The number of each caption."""
@@ -70,12 +74,8 @@ class States:
 
 
 def states_of(encoder: Encoder, captions: Sequence[str]) -> States:
-    """Encode the captions and their states; an ensemble is the mean of its prompts."""
-
-    def mean(states: tuple[str, ...]) -> Tensor:
-        return torch.stack([F.normalize(encoder.encode_text(prompts(caption, states)).mean(0), dim=0) for caption in captions])
-
-    return States(tuple(captions), encoder.encode_text(captions), mean(FLAWLESS), mean(DEFECTIVE), encoder.sharpness)
+    """Encode the captions and their states."""
+    return States(tuple(captions), encoder.encode_text(captions), *flawless_and_defective(encoder, captions), encoder.sharpness)
 
 
 @dataclass(frozen=True)
@@ -146,14 +146,15 @@ class ZeroShot:
         return Inspection(row, view, weighted_map(self.map_reference, view, parts) if maps else None)
 
     def judge(self, view: View, caption: str, name: Path) -> Parts:
-        """The parts of the score: the log-odds of the states, how few images look alike, what the defect head sees that every fit starts from."""
+        """The parts of the score: the log-odds of the states, how few images look alike, what the defect head sees that every fit starts from, and the
+        patches most like the defective state."""
         precision = "bfloat16" if fast_bfloat16(self.encoder.device.type) else "float32"
         head_score, logits = head_map(self.head, view.image, view.keep, precision=precision)
         distances = self.references[caption].distances(view.patches, name)
         patch_map, patch_score = np.zeros(view.keep.shape, np.float32), np.nan
         if distances is not None:
             patch_map, patch_score = on_grid(distances, view.keep), top_mean(distances, view.keep.size)
-        return Parts(np.array([self.states.odds(view.embedding, caption), patch_score, head_score]), patch_map, logits)
+        return Parts(np.array([self.states.odds(view.embedding, caption), patch_score, head_score, self.states.peak(view, caption)]), patch_map, logits)
 
     def look(self, images: Sequence[np.ndarray], captions: Sequence[str]) -> list[View]:
         """The images through CMER, each under its caption."""
@@ -199,7 +200,7 @@ def zero_shot(
     device = choose_device(device)
     tower = load_encoder(encoder, device=device, precision=choose_precision(device))
     batch_size, head = images_at_once(tower, batch_size), load_head().to(tower.device)
-    flat = Blend(np.zeros(3), np.ones(3), np.ones(3) / 3)
+    flat = Blend.even([True] * len(PARTS))
     states = states_of(tower, tuple(dict.fromkeys(caption_of.values())))
     scorer = ZeroShot(tower, head, states, caption_of, {}, flat, np.array([[0.0, 1.0, 0.5]] * 2), ground_of(caption_of, tower))
     chosen = _sample(caption_of, references, np.random.default_rng(seed))
@@ -257,6 +258,6 @@ def _weighed(scorer: ZeroShot, batch_size: int, rng: np.random.Generator) -> Zer
     if not normal:
         return scorer
     blend = fit_blend(np.array(normal), np.array(drawn), np.array(wrong))
-    weight = blend.weight[1:] if blend.weight[1:].sum() > 0 else np.array([0.0, 1.0])
+    weight = blend.weight[1:3] if blend.weight[1:3].sum() > 0 else np.array([0.0, 1.0])
     location, scale = np.median(peaks, axis=0), np.maximum(np.std(peaks, axis=0), 1e-6)
     return replace(scorer, blend=blend, map_reference=np.column_stack([location, scale, weight / weight.sum()]))
