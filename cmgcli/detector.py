@@ -114,6 +114,13 @@ class Language:
         beyond = self.states.peaks(dense, patch_count)[self.states.way[caption.sources]] - self.states.means[caption.sources]  # (K,)
         return float(caption.weights @ beyond)
 
+    def state_map(self, dense: Tensor, caption: Reconstruction) -> Tensor | None:
+        """How far towards a defective state each unit-norm patch (K, D) goes by its caption's weights (K,), (K,); None where CMER is off, or patches have no embeddings."""
+        if self.states is None:
+            return None
+        way = caption.weights.float() @ self.states.ways[self.states.way[caption.sources]]  # (D,)
+        return dense.float().cpu() @ way
+
     def best_caption(self, embedding: Tensor, *, candidates: int = 3) -> int:
         """The stored caption for an image that has none: of those that match it best, the one with the least residual."""
         matches = self.text @ embedding.to(self.text)  # (U,)
@@ -226,7 +233,7 @@ class Detector:
     album: Album | None  # None until a fit has taken the pictures
     head: DefectHead | None
     blend: Blend
-    map_reference: np.ndarray  # (2, 3) location and scale of a normal image's peak, and weight, of the patch map and the head map
+    map_reference: np.ndarray  # (3, 3) location and scale of a normal image's peak, and weight, of the patch map, the head map and the state map
     calibration: Calibration
     fit_images: int
 

@@ -61,6 +61,7 @@ class Place:
     strangeness: float  # see Evidence
     patch_spreads: float  # its distance against that of a typical good image's strangest patch, in spreads
     head_spreads: float | None  # what the head sees there against the most that it sees in a typical good image; None without a head
+    state_spreads: float | None  # how like a defective state it is against what is most so in a typical good image; None where CMER is off
     neighbours: tuple[Neighbour, ...]  # nearest first
 
 
@@ -194,18 +195,20 @@ class Evidence:
     pieces: np.ndarray  # (N,) int64, the number of the piece that it is of
     boxes: np.ndarray  # (N, 4) int64, see `View.patch_boxes`
     patches: Tensor  # (N, V) features
-    spreads: np.ndarray  # (N, 2) float64, of patch and head map, above the peak of a typical good image; NaN without a head
-    strangeness: np.ndarray  # (N,) float64, the two weighted as in `model.anomaly_map`: 0 is the peak of a typical good image
+    spreads: np.ndarray  # (N, 3) float64, of patch, head and state map, above the peak of a typical good image; NaN of an absent one
+    strangeness: np.ndarray  # (N,) float64, these weighted as in `model.anomaly_map`: 0 is the peak of a typical good image
 
 
 def evidence(reference: np.ndarray, view: View, parts: Parts) -> Evidence:
-    """What the kept patches of an image say against a reference (2, 3) as in a Detector; of the head the highest logit in a patch counts."""
+    """What the kept patches of an image say against a reference (3, 3) as in a Detector; of the head the highest logit in a patch counts."""
     found = []
     for number, (piece, judged) in enumerate(zip(view.pieces, parts.pieces, strict=True)):
-        head = np.full(piece.keep.shape, np.nan)
+        head = state = np.full(piece.keep.shape, np.nan)
+        if judged.state_map is not None:
+            state = judged.state_map
         if judged.head_map is not None:
             head = F.adaptive_max_pool2d(torch.from_numpy(judged.head_map)[None, None], piece.keep.shape)[0, 0].numpy()
-        values = np.stack([judged.patch_map[piece.keep], head[piece.keep]], axis=1).astype(np.float64)  # (K, 2)
+        values = np.stack([judged.patch_map[piece.keep], head[piece.keep], state[piece.keep]], axis=1).astype(np.float64)  # (K, 3)
         found.append((np.full(len(values), number), piece.patch_boxes, piece.patches.cpu().numpy(), (values - reference[:, 0]) / reference[:, 1]))
     pieces, boxes, patches, spreads = map(np.concatenate, zip(*found, strict=True))
     return Evidence(pieces, boxes, torch.from_numpy(patches), spreads, np.nansum(reference[:, 2] * spreads, axis=1))
@@ -235,8 +238,8 @@ def _places(detector: Detector, said: Evidence, chosen: Sequence[int], text: Ten
     for number, rows, far in zip(chosen, nearest.rows.tolist(), nearest.distances.tolist(), strict=True):
         origins = bank.origins[rows].tolist()
         neighbours = tuple(Neighbour(next(pictures), album.names[image], tuple(box), distance) for (image, *box), distance in zip(origins, far, strict=True))
-        patch, head = said.spreads[number].tolist()
-        found.append(Place(tuple(said.boxes[number].tolist()), float(said.strangeness[number]), patch, None if np.isnan(head) else head, neighbours))
+        patch, *others = (None if np.isnan(spreads) else spreads for spreads in said.spreads[number].tolist())
+        found.append(Place(tuple(said.boxes[number].tolist()), float(said.strangeness[number]), patch, *others, neighbours))
     return tuple(found)
 
 

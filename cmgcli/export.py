@@ -173,7 +173,7 @@ class Inspector(nn.Module):
         blend, reference = detector.blend, detector.map_reference
         for part in fields(blend):
             self.register_buffer(f"blend_{part.name}", torch.from_numpy(getattr(blend, part.name)))
-        self.register_buffer("reference", torch.from_numpy(reference).float())  # (2, 3)
+        self.register_buffer("reference", torch.from_numpy(reference).float())  # (3, 3)
         self.patch_map_to_image = Resize(encoder.grid, size, cv2.INTER_LINEAR)
 
     def forward(self, image: Tensor, caption: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -189,11 +189,11 @@ class Inspector(nn.Module):
         if self.head is not None:
             head_score, head_map = self.head(channels, kept.view(self.grid))
         embedding = F.normalize(seen.embedding[0], dim=0)
-        state = self._state(F.normalize(seen.dense[0], dim=-1), embedding, kept, caption) if self.states else torch.zeros((), dtype=torch.float64)
+        state, towards = self._state(F.normalize(seen.dense[0], dim=-1), embedding, kept, caption) if self.states else (torch.zeros((), dtype=torch.float64), None)
         parts = torch.stack([self._image_score(embedding, caption), _top_mean(distances, kept, TOP_SHARE).double(), head_score.double(), state])
         z = (parts - self.blend_location) / self.blend_scale
         score = (self.blend_weight * _softplus(z) ** 2 + self.blend_far * _softplus(z - self.blend_reach) ** 2).sum().sqrt().float()
-        return score, self.thresholds.index_select(0, caption.view(1))[0], self._map(distances, kept, head_map)
+        return score, self.thresholds.index_select(0, caption.view(1))[0], self._map(distances, towards, kept, head_map)
 
     def _kept(self, dense: Tensor, text: Tensor) -> Tensor:
         count = dense.shape[1]
@@ -221,24 +221,28 @@ class Inspector(nn.Module):
         z = self.projection @ (place.double() - self.places.index_select(0, caption.view(1))[0].double())
         return (z**2 / self.unexplained).sum().sqrt()
 
-    def _state(self, dense: Tensor, embedding: Tensor, kept: Tensor, caption: Tensor) -> Tensor:
-        ways = self.ways.index_select(0, caption.view(1))[0]  # (K, D)
-        if self.averages:
-            towards = dense @ ways.T  # (P, K)
-            peaks = torch.stack([_top_mean(towards[:, k], kept, TOP_SHARE) for k in range(len(ways))])
-        else:
-            peaks = ways @ embedding
-        return self.way_weights.index_select(0, caption.view(1))[0] @ peaks.double() - self.expected.index_select(0, caption.view(1))[0]
+    def _state(self, dense: Tensor, embedding: Tensor, kept: Tensor, caption: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The state score and, of an encoder whose patches have embeddings, their map (P,)."""
+        ways, weights = self.ways.index_select(0, caption.view(1))[0], self.way_weights.index_select(0, caption.view(1))[0]  # (K, D), (K,)
+        expected = self.expected.index_select(0, caption.view(1))[0]
+        if not self.averages:
+            return weights @ (ways @ embedding).double() - expected, None
+        towards = dense @ ways.T  # (P, K)
+        peaks = torch.stack([_top_mean(towards[:, k], kept, TOP_SHARE) for k in range(len(ways))])
+        return weights @ peaks.double() - expected, towards @ weights.float()
 
     def _distances(self, layers: tuple[Tensor, ...], caption: Tensor) -> Tensor:
         features = torch.cat([F.normalize(tokens[0], dim=-1) for tokens in layers], dim=-1) / len(layers) ** 0.5  # (P, V)
         squared = (features**2).sum(1, keepdim=True) + (self.bank**2).sum(1) - 2 * features @ self.bank.T + self.apart.index_select(0, caption.view(1))
         return squared.amin(1).clamp(min=0).sqrt()
 
-    def _map(self, distances: Tensor, kept: Tensor, head_map: Tensor | None) -> Tensor:
-        calm = torch.where(kept, distances, torch.inf).min()
-        location, scale, weight = self.reference[0]
-        total = self.patch_map_to_image((weight * (torch.where(kept, distances, calm) - location) / scale).view(self.grid))
+    def _map(self, distances: Tensor, towards: Tensor | None, kept: Tensor, head_map: Tensor | None) -> Tensor:
+        total = torch.zeros(self.grid[0] * self.grid[1])
+        for values, (location, scale, weight) in ((distances, self.reference[0]), (towards, self.reference[2])):
+            if values is not None:
+                calm = torch.where(kept, values, torch.inf).min()
+                total = total + weight * (torch.where(kept, values, calm) - location) / scale
+        total = self.patch_map_to_image(total.view(self.grid))
         if head_map is None:
             return total
         location, scale, weight = self.reference[1]

@@ -11,7 +11,7 @@ import torch
 
 from cmgcli import defects, ranks
 from cmgcli.detector import Blend, Language, fit_blend
-from cmgcli.head import DefectHead, highest, patch_mask_to, peaks_and_map
+from cmgcli.head import STRIDE, DefectHead, highest, patch_mask_to, peaks_and_map
 from cmgcli.looks import Looks, spread
 from cmgcli.metrics import auroc
 from cmgcli.model import Model, Parts, judge, look_by
@@ -19,7 +19,7 @@ from cmgcli.view import View
 
 DRAWN_PER_IMAGE = 2
 VALIDATED, VALIDATED_PIXELS = 32, 32_000_000
-WIDTHS = (4, 2, 4, 2, 4)  # of the fields of `Evidence`
+WIDTHS = (4, 3, 4, 3, 4)  # of the fields of `Evidence`
 
 
 def drawn_auroc(looks: Looks, numbers: Sequence[int], known: Sequence[tuple[np.ndarray, np.ndarray]] = ()) -> Callable[[DefectHead], float]:
@@ -71,9 +71,9 @@ class Evidence:
     """Parts of the score, in the order of `detector.PARTS`, of images that a model has not seen, NaN where one is absent."""
 
     normal: np.ndarray  # (n, 4)
-    peaks: np.ndarray  # (n, 2) highest value of the patch map and of the head map
+    peaks: np.ndarray  # (n, 3) highest value of the patch map, of the head map and of the state map, NaN for an absent one
     drawn: np.ndarray  # (m, 4) the same images with drawn defects
-    places: np.ndarray  # (m, 2) AUROC of the places of a drawn defect against the rest of its image, in the patch map and the head map
+    places: np.ndarray  # (m, 3) AUROC of the places of a drawn defect against the rest of its image, in each of these maps
     wrong: np.ndarray  # (l, 4) the same images under a wrong caption
 
     def blend(self) -> Blend:
@@ -88,9 +88,9 @@ class Evidence:
 
 
     def _map_weights(self) -> np.ndarray:
-        """(2,) summing to 1: by how well each map shows where a drawn defect lies; even where neither does."""
+        """(3,) summing to 1: by how well each map shows where a drawn defect lies; even where none does."""
         there = ~np.isnan(self.peaks).all(axis=0)
-        found = np.where(there, np.maximum(0, 2 * self.places.mean(axis=0) - 1), 0) if len(self.places) else np.zeros(2)
+        found = np.where(there, np.maximum(0, 2 * self.places.mean(axis=0) - 1), 0) if len(self.places) else np.zeros(3)
         found = found if found.sum() > 0 else there.astype(float)
         return found / found.sum()
 
@@ -152,7 +152,7 @@ def _gather_batch(
         if judging:
             again = look_by(looks.encoder, looks.settings, [view.image for view, _ in swapped], [text for _, text in swapped])
             wrong = [parts.values for parts in _judged(model, again)]
-    peaks = [(parts.patch_map.max(), np.nan if parts.head_map is None else parts.head_map.max()) for parts in judged]
+    peaks = [[np.nan if one is None else one.max() for one in parts.maps] for parts in judged]
     return [parts.values for parts in judged], peaks, drawn, places, wrong
 
 
@@ -160,16 +160,13 @@ def _judged(model: Model, views: Sequence[View]) -> list[Parts]:
     return [judge(model.detector, view, model.detector.language.weights_of(view.text.cpu())) for view in views]
 
 
-def _places(parts: Parts, mask: np.ndarray) -> tuple[float, float]:
-    """AUROC of the defect's places in each map; even where the defect is nowhere or everywhere, or there is one map only."""
-    if parts.head_map is None:
-        return 0.5, 0.5
-    height, width = parts.head_map.shape
-    truth = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA) > 0.5
+def _places(parts: Parts, mask: np.ndarray) -> list[float]:
+    """AUROC of the defect's places in each map, at the resolution of a head's; even for an absent one, and where the defect is nowhere or everywhere."""
+    size = tuple(-(-side // STRIDE) for side in mask.shape[::-1]) if parts.head_map is None else parts.head_map.shape[::-1]
+    truth = (cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.5).ravel()
     if truth.all() or not truth.any():
-        return 0.5, 0.5
-    patches = cv2.resize(parts.patch_map, (width, height), interpolation=cv2.INTER_LINEAR)
-    return auroc(truth.ravel(), patches.ravel()), auroc(truth.ravel(), parts.head_map.ravel())
+        return [0.5] * len(parts.maps)
+    return [0.5 if one is None else auroc(truth, cv2.resize(one, size, interpolation=cv2.INTER_LINEAR).ravel()) for one in parts.maps]
 
 
 def _with_defect(view: View, rng: np.random.Generator) -> defects.DrawnDefect:

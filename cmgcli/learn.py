@@ -88,7 +88,7 @@ class Learner:
         s = self.settings
         flat = Blend.even([True, True, False, False])
         empty = calibrate([], [], false_alarm=false_alarm, method=s.calibration)
-        reference = np.array([[0.0, 1.0, 0.5]] * 2)
+        reference = np.array([[0.0, 1.0, 1 / 3]] * 3)
         return Model(Detector(s, self._language(snapshot, report), self.builder.build().to(self.looks.encoder.device), None, None, flat, reference, empty, self.count), self.looks.encoder)
 
     def _language(self, snapshot: Path | None, report: Progress) -> Language:

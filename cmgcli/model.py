@@ -192,7 +192,13 @@ class Parts:
     values: np.ndarray  # (4,) float64 in the order of detector.PARTS; NaN where one is absent
     patch_map: np.ndarray  # (h, w) float32 distances, the least kept one where hidden
     head_map: np.ndarray | None  # (H', W') float32 logits
+    state_map: np.ndarray | None = None  # (h, w) float32 towards a defective state, the least kept one where hidden; None where patches have no embeddings
     tiles: tuple[Parts, ...] = ()  # of a view with tiles the parts of each; but for their patch score they are NaN
+
+    @property
+    def maps(self) -> tuple[np.ndarray | None, ...]:
+        """The patch map, the head map and the state map, None for an absent one."""
+        return self.patch_map, self.head_map, self.state_map
 
     @property
     def pieces(self) -> tuple[Parts, ...]:
@@ -208,20 +214,22 @@ def judge(detector: Detector, view: View, caption: Reconstruction) -> Parts:
     outdone by a tile that is a little unusual in all.
     """
     groups = detector.language.bank_groups(caption)
-    pieces, peaks = zip(*(_judge_piece(detector, piece, groups) for piece in view.pieces), strict=True)
+    pieces, peaks = zip(*(_judge_piece(detector, piece, groups, caption) for piece in view.pieces), strict=True)
     head_score = np.nan if detector.head is None else float(detector.head.unusual(highest(peaks)))
     strangest = max(piece.values[1] for piece in pieces)
-    maps = _joined(view, [piece.patch_map for piece in pieces]), _joined(view, [piece.head_map for piece in pieces])
+    maps = (_joined(view, alike) for alike in zip(*(piece.maps for piece in pieces), strict=True))
     state = detector.language.state_score([piece.dense for piece in view.pieces], view.keep.size, caption)
     values = np.array([detector.language.image_score(view.embedding, caption), strangest, head_score, state])
     return Parts(values, *maps, tiles=pieces if view.tiles else ())
 
 
-def _judge_piece(detector: Detector, view: View, groups: Tensor) -> tuple[Parts, Tensor | None]:
-    """What is told from nearest by, image and head scores left out, NaN; and the head's peaks (4, 3), None without a head."""
+def _judge_piece(detector: Detector, view: View, groups: Tensor, caption: Reconstruction) -> tuple[Parts, Tensor | None]:
+    """What is told from nearest by, all scores but that of the patches left out, NaN; and the head's peaks (4, 3), None without a head."""
     distances = detector.bank.distances(view.patches, groups).cpu()
     peaks, logits = (None, None) if detector.head is None else peaks_and_map(detector.head, view.image, view.keep, precision=detector.settings.precision)
-    return Parts(np.array([np.nan, top_mean(distances, view.keep.size), np.nan, np.nan]), on_grid(distances, view.keep), logits), peaks
+    towards = detector.language.state_map(view.dense, caption) if len(view.dense) == len(view.patches) else None
+    state_map = None if towards is None else on_grid(towards, view.keep)
+    return Parts(np.array([np.nan, top_mean(distances, view.keep.size), np.nan, np.nan]), on_grid(distances, view.keep), logits, state_map), peaks
 
 
 def on_grid(distances: Tensor, keep: np.ndarray) -> np.ndarray:
@@ -239,7 +247,7 @@ def _joined(view: View, maps: Sequence[np.ndarray | None]) -> np.ndarray | None:
 
 
 def anomaly_map(detector: Detector, view: View, parts: Parts) -> np.ndarray:
-    """(H, W) float32 map in the image's own frame: patch and head map, each against held-out normals' peaks, weighted.
+    """(H, W) float32 map in the image's own frame: patch, head and state map, each against held-out normals' peaks, weighted.
 
     Not by the weights of the score: where in the image and whether at all are different questions.
     """
@@ -247,11 +255,11 @@ def anomaly_map(detector: Detector, view: View, parts: Parts) -> np.ndarray:
 
 
 def weighted_map(reference: np.ndarray, view: View, parts: Parts) -> np.ndarray:
-    """`anomaly_map` by a reference (2, 3): location, scale and weight of the patch map and of the head map."""
+    """`anomaly_map` by a reference (3, 3): location, scale and weight of each of `Parts.maps`."""
     height, width = view.image.shape[:2]
-    maps = [parts.patch_map] + ([] if parts.head_map is None else [parts.head_map])
     total = np.zeros((height, width), np.float32)
-    for values, (location, scale, weight) in zip(maps, reference, strict=False):  # no head, no second reference
-        standard = (weight * (values - location) / scale).astype(np.float32)
-        total += cv2.resize(standard, (width, height), interpolation=cv2.INTER_LINEAR)
+    for values, (location, scale, weight) in zip(parts.maps, reference, strict=True):
+        if values is not None and weight > 0:
+            standard = (weight * (values - location) / scale).astype(np.float32)
+            total += cv2.resize(standard, (width, height), interpolation=cv2.INTER_LINEAR)
     return total

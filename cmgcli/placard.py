@@ -174,6 +174,8 @@ def _place_words(place: Place) -> list[tuple[int, str]]:
     words.append((12, _compared(place.patch_spreads)))
     if place.head_spreads is not None:
         words += [(0, "what the defect head sees:"), (12, _compared(place.head_spreads))]
+    if place.state_spreads is not None:
+        words += [(0, "like a defective state of it:"), (12, _compared(place.state_spreads))]
     return words
 
 

@@ -62,10 +62,10 @@ class States:
         against[own] = self.sharpness * self.defective[own].to(embedding) @ embedding
         return float(against.logsumexp(0) - flawless[own])
 
-    def peak(self, view: View, caption: str) -> float:
-        """How far what is most like the defective state of its caption goes towards it, as in a `Detector`."""
+    def towards_defective(self, view: View, caption: str) -> Tensor:
+        """How far towards the defective state of its caption each patch of a view goes, (K,), or all of them together, (1,), as in a `Detector`."""
         own = self.number[caption]
-        return top_mean(view.dense.cpu() @ (self.defective[own] - self.flawless[own]).cpu(), view.keep.size)
+        return view.dense.float().cpu() @ (self.defective[own] - self.flawless[own]).cpu()
 
     @cached_property
     def number(self) -> dict[str, int]:
@@ -116,7 +116,7 @@ class ZeroShot:
     caption_of: Mapping[Path, str]  # by resolved path
     references: Mapping[str, References]  # by caption
     blend: Blend
-    map_reference: np.ndarray  # (2, 3) as in a Detector
+    map_reference: np.ndarray  # (3, 3) as in a Detector
     ground: str  # of `view.GROUNDS`
 
     def inspect(self, paths: Iterable[Path | str], *, batch_size: int | str = BATCH, live: bool = False, maps: bool = False) -> Iterator[Inspection]:
@@ -154,7 +154,10 @@ class ZeroShot:
         patch_map, patch_score = np.zeros(view.keep.shape, np.float32), np.nan
         if distances is not None:
             patch_map, patch_score = on_grid(distances, view.keep), top_mean(distances, view.keep.size)
-        return Parts(np.array([self.states.odds(view.embedding, caption), patch_score, head_score, self.states.peak(view, caption)]), patch_map, logits)
+        towards = self.states.towards_defective(view, caption)
+        state_map = on_grid(towards, view.keep) if len(towards) == len(view.patches) else None
+        values = np.array([self.states.odds(view.embedding, caption), patch_score, head_score, top_mean(towards, view.keep.size)])
+        return Parts(values, patch_map, logits, state_map)
 
     def look(self, images: Sequence[np.ndarray], captions: Sequence[str]) -> list[View]:
         """The images through CMER, each under its caption."""
@@ -202,7 +205,7 @@ def zero_shot(
     batch_size, head = images_at_once(tower, batch_size), load_head().to(tower.device)
     flat = Blend.even([True] * len(PARTS))
     states = states_of(tower, tuple(dict.fromkeys(caption_of.values())))
-    scorer = ZeroShot(tower, head, states, caption_of, {}, flat, np.array([[0.0, 1.0, 0.5]] * 2), ground_of(caption_of, tower))
+    scorer = ZeroShot(tower, head, states, caption_of, {}, flat, np.array([[0.0, 1.0, 1 / 3]] * 3), ground_of(caption_of, tower))
     chosen = _sample(caption_of, references, np.random.default_rng(seed))
     scorer = replace(scorer, references={text: _held(scorer, chosen.get(text, ()), batch_size) for text in scorer.states.captions})
     held = sum(len(found.names) for found in scorer.references.values())
@@ -248,7 +251,7 @@ def _weighed(scorer: ZeroShot, batch_size: int, rng: np.random.Generator) -> Zer
         caption = scorer.caption_of[name]
         parts = scorer.judge(view, caption, name)
         normal.append(parts.values)
-        peaks.append((parts.patch_map.max(), parts.head_map.max()))
+        peaks.append([0.0 if one is None else one.max() for one in parts.maps])
         broken = defects.draw(view.image, rng, allowed=patch_mask_to(view.keep, *view.image.shape[:2]), strength=float(rng.random() ** 0.5))
         drawn.append(scorer.judge(scorer.look([broken.image], [caption])[0], caption, name).values)
         others = [text for text, found in scorer.references.items() if text != caption and (found.names or not compared)]
@@ -258,6 +261,6 @@ def _weighed(scorer: ZeroShot, batch_size: int, rng: np.random.Generator) -> Zer
     if not normal:
         return scorer
     blend = fit_blend(np.array(normal), np.array(drawn), np.array(wrong))
-    weight = blend.weight[1:3] if blend.weight[1:3].sum() > 0 else np.array([0.0, 1.0])
+    weight = blend.weight[1:] if blend.weight[1:].sum() > 0 else np.array([0.0, 1.0, 0.0])
     location, scale = np.median(peaks, axis=0), np.maximum(np.std(peaks, axis=0), 1e-6)
     return replace(scorer, blend=blend, map_reference=np.column_stack([location, scale, weight / weight.sum()]))

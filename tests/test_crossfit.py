@@ -126,11 +126,11 @@ def test_the_bank_keeps_its_budget_past_its_number_of_captions(encoder, records)
 def test_a_map_that_finds_no_place_gets_no_weight():
     from cmgcli.heldout import Evidence
 
-    none = np.empty((0, 3))
-    evidence = Evidence(np.zeros((4, 3)), np.array([[1.0, 2.0], [3.0, 2.0]]), none, np.array([[0.5, 0.9], [0.4, 0.7]]), none)
-    np.testing.assert_allclose(evidence._map_weights(), [0, 1])
-    blind = Evidence(np.zeros((4, 3)), np.array([[1.0, np.nan]]), none, np.full((2, 2), 0.5), none)
-    np.testing.assert_allclose(blind._map_weights(), [1, 0])
+    none = np.empty((0, 4))
+    evidence = Evidence(np.zeros((4, 4)), np.array([[1.0, 2.0, 1.0], [3.0, 2.0, 1.0]]), none, np.array([[0.5, 0.9, 0.6], [0.4, 0.7, 0.6]]), none)
+    np.testing.assert_allclose(evidence._map_weights(), [0, 0.75, 0.25])
+    blind = Evidence(np.zeros((4, 4)), np.array([[1.0, np.nan, np.nan]]), none, np.full((2, 3), 0.5), none)
+    np.testing.assert_allclose(blind._map_weights(), [1, 0, 0])
 
 
 def test_looks_serve_only_settings_that_see_the_same(encoder, records):
