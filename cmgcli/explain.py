@@ -20,7 +20,7 @@ NEIGHBOURS = 4
 CLEAR_SHARE = 0.5  # of what an image has above a typical good one, from which on one part counts as what decided
 SAME_SCORE = 0.01  # a share of the score below which a change is none
 
-PART_NAMES = {"image_score": "whole image", "patch_score": "patches", "head_score": "defect head", "state_score": "caption's word for it"}
+PART_NAMES = {"image_score": "whole image", "patch_score": "patches", "head_score": "defect head", "state_score": "defect words"}
 
 PatchBox = tuple[int, int, int, int]  # top, left, bottom, right in an image, pixels
 
@@ -150,7 +150,7 @@ _MEANINGS = {
     "image_score": "it lies unusually far from its caption",
     "patch_score": "some are unlike those of most good parts",
     "head_score": "it sees more in the pixels than usual",
-    "state_score": "some patch is liker a defective state of what the caption names than usual",
+    "state_score": "some patches match them better than usual",
 }
 
 

@@ -175,7 +175,7 @@ def _place_words(place: Place) -> list[tuple[int, str]]:
     if place.head_spreads is not None:
         words += [(0, "what the defect head sees:"), (12, _compared(place.head_spreads))]
     if place.state_spreads is not None:
-        words += [(0, "like a defective state of it:"), (12, _compared(place.state_spreads))]
+        words += [(0, "match with the defect words:"), (12, _compared(place.state_spreads))]
     return words
 
 
