@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from cmgcli import defects
-from cmgcli.detector import PARTS, Blend, fit_blend, top_mean
+from cmgcli.detector import Blend, fit_blend, top_mean
 from cmgcli.encoder import Encoder, choose_device, choose_precision, load_encoder
 from cmgcli.errors import ImageError, SettingsError
 from cmgcli.files import resolved
@@ -61,11 +61,6 @@ class States:
         against = flawless.clone()
         against[own] = self.sharpness * self.defective[own].to(embedding) @ embedding
         return float(against.logsumexp(0) - flawless[own])
-
-    def towards_defective(self, view: View, caption: str) -> Tensor:
-        """How far towards the defective state of its caption each patch of a view goes, (K,), or all of them together, (1,), as in a `Detector`."""
-        own = self.number[caption]
-        return view.dense.float().cpu() @ (self.defective[own] - self.flawless[own]).cpu()
 
     @cached_property
     def number(self) -> dict[str, int]:
@@ -146,18 +141,15 @@ class ZeroShot:
         return Inspection(row, view, weighted_map(self.map_reference, view, parts) if maps else None)
 
     def judge(self, view: View, caption: str, name: Path) -> Parts:
-        """The parts of the score: the log-odds of the states, how few images look alike, what the defect head sees that every fit starts from, and the
-        patches most like the defective state."""
+        """The parts of the score: the log-odds of the states, how few images look alike, what the defect head sees that every fit starts from; the first
+        tells of the states of the whole image, so that no part of its own does."""
         precision = "bfloat16" if fast_bfloat16(self.encoder.device.type) else "float32"
         head_score, logits = head_map(self.head, view.image, view.keep, precision=precision)
         distances = self.references[caption].distances(view.patches, name)
         patch_map, patch_score = np.zeros(view.keep.shape, np.float32), np.nan
         if distances is not None:
             patch_map, patch_score = on_grid(distances, view.keep), top_mean(distances, view.keep.size)
-        towards = self.states.towards_defective(view, caption)
-        state_map = on_grid(towards, view.keep) if len(towards) == len(view.patches) else None
-        values = np.array([self.states.odds(view.embedding, caption), patch_score, head_score, top_mean(towards, view.keep.size)])
-        return Parts(values, patch_map, logits, state_map)
+        return Parts(np.array([self.states.odds(view.embedding, caption), patch_score, head_score, np.nan]), patch_map, logits)
 
     def look(self, images: Sequence[np.ndarray], captions: Sequence[str]) -> list[View]:
         """The images through CMER, each under its caption."""
@@ -203,9 +195,9 @@ def zero_shot(
     device = choose_device(device)
     tower = load_encoder(encoder, device=device, precision=choose_precision(device))
     batch_size, head = images_at_once(tower, batch_size), load_head().to(tower.device)
-    flat = Blend.even([True] * len(PARTS))
+    flat = Blend.even([True, True, True, False])
     states = states_of(tower, tuple(dict.fromkeys(caption_of.values())))
-    scorer = ZeroShot(tower, head, states, caption_of, {}, flat, np.array([[0.0, 1.0, 1 / 3]] * 3), ground_of(caption_of, tower))
+    scorer = ZeroShot(tower, head, states, caption_of, {}, flat, np.array([[0.0, 1.0, 0.5], [0.0, 1.0, 0.5], [0.0, 1.0, 0.0]]), ground_of(caption_of, tower))
     chosen = _sample(caption_of, references, np.random.default_rng(seed))
     scorer = replace(scorer, references={text: _held(scorer, chosen.get(text, ()), batch_size) for text in scorer.states.captions})
     held = sum(len(found.names) for found in scorer.references.values())
