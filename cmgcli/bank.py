@@ -27,8 +27,8 @@ class PatchBank:
     def distances(self, patches: Tensor, groups: Tensor) -> Tensor:
         """Distance (K,) of each patch (K, V) to its nearest normal patch in the given groups.
 
-        A processor that multiplies bfloat16 draws up a shortlist in it and measures that in float32: the same distances,
-        five times as fast.
+        A processor that multiplies bfloat16 draws up a shortlist in it and measures that in float32: five times as fast, and seldom
+        another row than the nearest, one hardly farther.
         """
         patches = patches.to(self.features)
         wanted = groups.to(self.groups).unique()

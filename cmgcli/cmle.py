@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cmgcli.errors import SettingsError
 
-ALIKE = 0.04  # squared distance of two captions, a cosine of 0.98, below which they say the same, but for words that the encoder does not know
+ALIKE = 0.04  # squared distance of two captions, a cosine of 0.98, below which they say the same, but for words that the encoder does not know (seen with the built-in one)
 CHUNK = 1024  # captions whose similarities to all others are held at a time
 
 

@@ -24,6 +24,7 @@ from cmgcli.projection import Latent
 PARTS = ("image_score", "patch_score", "head_score", "state_score")
 TOP_SHARE = 0.01
 SEARCHED_WEIGHT = 0.05
+LEAST_STATE = 0.02  # a cosine: about its spread over good images with the built-in encoder, where a few that are alike show none
 REACH = 0.95  # of good images lie below where a part begins to speak of wrong captions
 
 
@@ -59,7 +60,7 @@ class Settings:
 class States:
     """Where the captions put a defective state of what they name, and how far towards it good images go."""
 
-    ways: Tensor  # (R, D) float32 from the flawless to the defective state; see `states.towards_defective`
+    ways: Tensor  # (R, D) float32 from the flawless to the defective state of what some captions name; see `states.flawless_and_defective`
     way: Tensor  # (U,) int64, which of them goes for each caption; (1,) where CMLE is off
     means: Tensor  # (U,) float64 of the peaks of each caption's images; (1,) of all images where CMLE is off
 
@@ -205,7 +206,8 @@ def fit_blend(normal: np.ndarray, drawn: np.ndarray, wrong: np.ndarray) -> Blend
             continue
         location[k] = np.median(normal[:, k])
         spread = normal[:, k].std()
-        scale[k] = spread if spread > 1e-3 * abs(location[k]) else max(abs(location[k]), 1e-3)
+        least = LEAST_STATE if k < len(PARTS) and PARTS[k] == "state_score" else 1e-3
+        scale[k] = spread if spread > 1e-3 * max(abs(location[k]), least) else max(abs(location[k]), least)
         reach[k] = (np.quantile(normal[:, k], REACH) - location[k]) / scale[k]
         for kind, seen in ((drawn, weight), (wrong, far)):
             if len(kind):

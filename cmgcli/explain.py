@@ -61,7 +61,7 @@ class Place:
     strangeness: float  # see Evidence
     patch_spreads: float  # its distance against that of a typical good image's strangest patch, in spreads
     head_spreads: float | None  # what the head sees there against the most that it sees in a typical good image; None without a head
-    state_spreads: float | None  # how like a defective state it is against what is most so in a typical good image; None where CMER is off
+    state_spreads: float | None  # how like a defective state it is against what is most so in a typical good image; None where there is no such map
     neighbours: tuple[Neighbour, ...]  # nearest first
 
 
@@ -150,7 +150,7 @@ _MEANINGS = {
     "image_score": "it lies unusually far from its caption",
     "patch_score": "some are unlike those of most good parts",
     "head_score": "it sees more in the pixels than usual",
-    "state_score": "some patches match them better than usual",
+    "state_score": "what is shown matches them better than usual",
 }
 
 

@@ -11,7 +11,7 @@ import torch
 
 from cmgcli import defects, ranks
 from cmgcli.detector import Blend, Language, fit_blend
-from cmgcli.head import STRIDE, DefectHead, highest, patch_mask_to, peaks_and_map
+from cmgcli.head import DefectHead, highest, patch_mask_to, peaks_and_map
 from cmgcli.looks import Looks, spread
 from cmgcli.metrics import auroc
 from cmgcli.model import Model, Parts, judge, look_by
@@ -161,10 +161,10 @@ def _judged(model: Model, views: Sequence[View]) -> list[Parts]:
 
 
 def _places(parts: Parts, mask: np.ndarray) -> list[float]:
-    """AUROC of the defect's places in each map, at the resolution of a head's; even for an absent one, and where the defect is nowhere or everywhere."""
-    size = tuple(-(-side // STRIDE) for side in mask.shape[::-1]) if parts.head_map is None else parts.head_map.shape[::-1]
+    """AUROC of the defect's places in each map, at the resolution of a head's, or twice that of the patches; even for a lonely or absent one, and where the defect is nowhere or everywhere."""
+    size = tuple(2 * side for side in parts.patch_map.shape[::-1]) if parts.head_map is None else parts.head_map.shape[::-1]
     truth = (cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.5).ravel()
-    if truth.all() or not truth.any():
+    if sum(one is not None for one in parts.maps) < 2 or truth.all() or not truth.any():
         return [0.5] * len(parts.maps)
     return [0.5 if one is None else auroc(truth, cv2.resize(one, size, interpolation=cv2.INTER_LINEAR).ravel()) for one in parts.maps]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cmgcli.album import take_pictures
-from cmgcli.bank import LEAST_SHARE, BankBuilder, caption_groups, k_center
+from cmgcli.bank import LEAST_SHARE, BankBuilder, caption_groups
 from cmgcli.calibrate import calibrate
 from cmgcli.cmle import ALIKE, ResidualMoments, guided_space, shrink, structure_matrix, uniform_structure, whitening
 from cmgcli.detector import Blend, Detector, Language, States
@@ -23,7 +23,6 @@ from cmgcli.tiles import Box
 from cmgcli.view import View
 
 Progress = Callable[[str, int, int], None]
-ASKED = 16  # captions whose states are asked for, 75 prompts each; others go by the nearest of them
 Place = tuple[Box, np.ndarray]  # a piece of an image and its keep mask (h, w) bool
 
 
@@ -68,7 +67,7 @@ class Learner:
             self.rows.append(rows)
         if self.states is not None:
             for view, row in zip(views, rows.tolist(), strict=True):
-                self.states.means[row] += self.states.peaks([piece.dense for piece in view.pieces], view.keep.size)[self.states.way[row]]
+                self.states.means[row] += self.states.peaks([piece.embeddings for piece in view.pieces], view.keep.size)[self.states.way[row]]
         for i, view, group in zip(numbers, views, self.groups[captions].tolist(), strict=True):
             for piece in view.pieces:
                 self.builder.add(piece.patches, group, image=i, boxes=torch.from_numpy(piece.patch_boxes))
@@ -77,8 +76,8 @@ class Learner:
 
     def _states(self) -> States:
         """Of good images nothing yet."""
-        asked = k_center(self.text, ASKED).chosen
-        ways, way = self.looks.towards_defective([self.captions[u] for u in asked.tolist()]), (self.text @ self.text[asked].T).argmax(1)
+        stated, ways = self.looks.towards_defective
+        way = (self.text @ stated.T).argmax(1)
         if not self.settings.cmle:
             ways, way = ways.mean(0, keepdim=True), way[:1] * 0
         return States(ways, way, torch.zeros(len(way), dtype=torch.float64))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from cmgcli import ranks
+from cmgcli.bank import k_center
 from cmgcli.dataset import Record
 from cmgcli.detector import Settings
 from cmgcli.encoder import Encoder
@@ -26,6 +27,7 @@ from cmgcli.view import View, images_at_once, show_ground, views_of
 Item = TypeVar("Item")
 
 BUDGET = 500_000_000
+STATED = 16  # captions whose states are encoded, 75 prompts each; others go by the nearest of them
 ASKED, FEWEST_ASKED, MOST_AGREE = 64, 8, 0.85  # images that tell whether there is a ground, and the share of them that settles it
 FRAME_FILLED = f"CMER discards nothing: what the captions name fills the frame in at least {100 * MOST_AGREE:.0f} % of the images asked"
 
@@ -51,7 +53,6 @@ class Looks:
         texts = tuple(dict.fromkeys(record.text for record in records))
         self.text = dict(zip(texts, encoder.encode_text(texts).cpu(), strict=True))  # caption: (D,)
         self.held = _Held(budget)
-        self.ways: dict[str, torch.Tensor] = {}  # see `towards_defective`
         self.seen = bytearray(len(records))  # of those looked at 1, without their captions 2; see `view.guided`
 
     def of(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], list[View | ImageError]]]:
@@ -62,13 +63,13 @@ class Looks:
             batch = list(numbers[start : start + self.batch_size])
             yield batch, [next(fresh) if i in awaited else self.held.views[i] for i in batch]
 
-    def towards_defective(self, captions: Sequence[str]) -> torch.Tensor:
-        """The way (n, D) from the flawless to the defective state of what each caption names; see `states.flawless_and_defective`."""
-        missing = [caption for caption in captions if caption not in self.ways]
-        if missing:
-            flawless, defective = flawless_and_defective(self.encoder, missing)
-            self.ways |= zip(missing, (defective - flawless).cpu(), strict=True)
-        return torch.stack([self.ways[caption] for caption in captions])
+    @cached_property
+    def towards_defective(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Some of the captions, at most `STATED` that lie far apart, (R, D), and the way from the flawless to the defective state of what each names, (R, D)."""
+        captions, text = list(self.text), torch.stack(list(self.text.values()))
+        chosen = k_center(text, STATED).chosen
+        flawless, defective = flawless_and_defective(self.encoder, [captions[u] for u in chosen.tolist()])
+        return text[chosen], (defective - flawless).cpu()
 
     def image(self, i: int) -> np.ndarray:
         """The ``i``-th image (H, W, 3) uint8, as it is; ImageError where it cannot be read."""
@@ -165,7 +166,8 @@ def _unpacked(view: View | ImageError, device: torch.device) -> View | ImageErro
 
 
 def _moved(view: View, device: torch.device) -> View:
-    return replace(view, **{name: getattr(view, name).to(device, copy=True) for name in ("text", "whole", "embedding", "patches", "dense")})
+    seen = {name: getattr(view, name) for name in ("text", "whole", "embedding", "patches", "dense")}
+    return replace(view, **{name: each.to(device, copy=True) for name, each in seen.items() if each is not None})
 
 
 class _Held:
@@ -175,7 +177,7 @@ class _Held:
 
     def offer(self, i: int, view: View) -> None:
         seen = (view, *view.tiles)  # a tile's pixels are those of the image
-        size = view.image.nbytes + sum(one.patches.nbytes + one.dense.nbytes + one.relevance.nbytes for one in seen)
+        size = view.image.nbytes + sum(one.patches.nbytes + one.embeddings.nbytes + one.relevance.nbytes for one in seen)
         if size <= self.budget:
             self.budget -= size
             self.views[i] = view

@@ -218,7 +218,7 @@ def judge(detector: Detector, view: View, caption: Reconstruction) -> Parts:
     head_score = np.nan if detector.head is None else float(detector.head.unusual(highest(peaks)))
     strangest = max(piece.values[1] for piece in pieces)
     maps = (_joined(view, alike) for alike in zip(*(piece.maps for piece in pieces), strict=True))
-    state = detector.language.state_score([piece.dense for piece in view.pieces], view.keep.size, caption)
+    state = detector.language.state_score([piece.embeddings for piece in view.pieces], view.keep.size, caption)
     values = np.array([detector.language.image_score(view.embedding, caption), strangest, head_score, state])
     return Parts(values, *maps, tiles=pieces if view.tiles else ())
 
@@ -227,7 +227,7 @@ def _judge_piece(detector: Detector, view: View, groups: Tensor, caption: Recons
     """What is told from nearest by, all scores but that of the patches left out, NaN; and the head's peaks (4, 3), None without a head."""
     distances = detector.bank.distances(view.patches, groups).cpu()
     peaks, logits = (None, None) if detector.head is None else peaks_and_map(detector.head, view.image, view.keep, precision=detector.settings.precision)
-    towards = detector.language.state_map(view.dense, caption) if len(view.dense) == len(view.patches) else None
+    towards = None if view.dense is None else detector.language.state_map(view.dense, caption)
     state_map = None if towards is None else on_grid(towards, view.keep)
     return Parts(np.array([np.nan, top_mean(distances, view.keep.size), np.nan, np.nan]), on_grid(distances, view.keep), logits, state_map), peaks
 

@@ -37,7 +37,7 @@ class View:
     whole: Tensor  # (D,) unit-norm embedding of the whole image
     embedding: Tensor  # (D,) unit-norm embedding of the kept patches
     patches: Tensor  # (K, V) features of the kept patches, in the order of their numbers
-    dense: Tensor  # (K, D) their unit-norm embeddings; (1, D) that of all of them for an encoder that does not average its patches
+    dense: Tensor | None  # (K, D) their unit-norm embeddings; None for an encoder whose patches have none, because it does not average them
     match_before: float  # cosine of the whole image and the caption
     match: float  # cosine of the kept patches and the caption
     passes: float  # what all this cost, in passes over the whole image: one with room for n of P patches counts n / P
@@ -50,6 +50,11 @@ class View:
     def pieces(self) -> tuple[View, ...]:
         """The views from nearest by: the tiles, or the view itself where it has none."""
         return self.tiles or (self,)
+
+    @property
+    def embeddings(self) -> Tensor:
+        """What can be compared with a text: the kept patches (K, D), or all of them together (1, D)."""
+        return self.embedding.unsqueeze(0) if self.dense is None else self.dense
 
     @property
     def patch_boxes(self) -> np.ndarray:
@@ -262,7 +267,7 @@ def _views(
         rows = torch.tensor(numbers, device=kept.device)
         seen = full.rows(rows) if room is None else meter.encode(kept[rows], rows=rows, layers=layers, room=room)
         features = patch_features(seen.patches)  # (b, K, V)
-        dense = F.normalize(seen.dense.float(), dim=-1) if encoder.averages else seen.embedding.unsqueeze(1)
+        dense = F.normalize(seen.dense.float(), dim=-1) if encoder.averages else None
         for i, row in enumerate(numbers):
             views[row] = View(
                 image=images[row],
@@ -272,7 +277,7 @@ def _views(
                 whole=full.embedding[row],
                 embedding=seen.embedding[i],
                 patches=features[i, : counts[row]].clone(),  # a view that is held shall not hold those of others
-                dense=dense[i, : counts[row]].clone(),
+                dense=None if dense is None else dense[i, : counts[row]].clone(),
                 match_before=float(full.embedding[row] @ captions[row]),
                 match=float(seen.embedding[i] @ captions[row]),
                 passes=float(meter.passes[row]),

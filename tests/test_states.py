@@ -11,7 +11,7 @@ from cmgcli import defects, line
 from cmgcli.dataset import training_records
 from cmgcli.detector import PARTS, top_mean
 from cmgcli.images import read_image
-from cmgcli.model import judge, look_with
+from cmgcli.model import judge, look_by, look_with
 from cmgcli.pipeline import read_records
 from cmgcli.prompts import DEFECTIVE, FLAWLESS, prompts
 from cmgcli.states import flawless_and_defective
@@ -96,7 +96,23 @@ def test_of_an_encoder_whose_patches_have_no_embeddings_the_image_speaks(small_m
     view = seen(small_model, records[0])
     language = small_model.detector.language
     caption = language.weights_of(language.text[0])
-    alone = replace(view, dense=view.embedding[None])
+    alone = replace(view, dense=None)
     parts = judge(small_model.detector, alone, caption)
     expected = sum(w * (float(view.embedding @ language.states.ways[language.states.way[s]]) - float(language.states.means[s])) for s, w in zip(caption.sources.tolist(), caption.weights.tolist(), strict=True))
     assert parts.values[STATE] == pytest.approx(expected, abs=1e-5) and parts.state_map is None
+
+
+def test_a_tile_that_keeps_one_patch_has_no_map_either(small_model, records, monkeypatch):
+    """Of an encoder whose patches have no embeddings: one patch and one embedding of all are not the same."""
+    encoder = small_model.encoder
+    monkeypatch.setattr(encoder, "averages", False)
+    monkeypatch.setattr(encoder, "unnamed", None)
+    tiled = replace(small_model.detector, settings=replace(small_model.detector.settings, tile=32, overlap=0.0, ground="by image"))
+    language, counts = tiled.language, set()
+    for record in records:
+        text = language.text[language.captions.index(record.text)]
+        (view,) = look_by(encoder, tiled.settings, [read_image(record.path)], [text])
+        counts |= {int(piece.keep.sum()) for piece in view.pieces}
+        parts = judge(tiled, view, language.weights_of(text))
+        assert parts.state_map is None and np.isfinite(parts.values[STATE])
+    assert 1 in counts

@@ -48,7 +48,7 @@ def main() -> None:
     started = time.time()
     scorer = zero_shot(paths, captions, references=args.references)
     rows = [inspection.row for inspection in scorer.inspect(paths)]
-    print("weights of image, patch and head score:", np.round(scorer.blend.weight, 2))
+    print("weights of image, patch and head score:", np.round(scorer.blend.weight[:3], 2))
     report("zero-shot", records, rows, time.time() - started)
     if not args.no_fit:
         model = Model.load(args.model) if args.model else fit(args.data, labels)
