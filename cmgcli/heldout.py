@@ -88,9 +88,9 @@ class Evidence:
 
 
     def _map_weights(self) -> np.ndarray:
-        """(3,) summing to 1: by how well each map shows where a drawn defect lies; even where none does."""
+        """(3,) summing to 1: by how well each map shows where a drawn defect lies, as the parts of the score, ``(2 AUROC - 1)^2``; even where none does."""
         there = ~np.isnan(self.peaks).all(axis=0)
-        found = np.where(there, np.maximum(0, 2 * self.places.mean(axis=0) - 1), 0) if len(self.places) else np.zeros(3)
+        found = np.where(there, np.maximum(0, 2 * self.places.mean(axis=0) - 1) ** 2, 0) if len(self.places) else np.zeros(3)
         found = found if found.sum() > 0 else there.astype(float)
         return found / found.sum()
 

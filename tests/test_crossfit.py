@@ -128,7 +128,7 @@ def test_a_map_that_finds_no_place_gets_no_weight():
 
     none = np.empty((0, 4))
     evidence = Evidence(np.zeros((4, 4)), np.array([[1.0, 2.0, 1.0], [3.0, 2.0, 1.0]]), none, np.array([[0.5, 0.9, 0.6], [0.4, 0.7, 0.6]]), none)
-    np.testing.assert_allclose(evidence._map_weights(), [0, 0.75, 0.25])
+    np.testing.assert_allclose(evidence._map_weights(), [0, 0.9, 0.1])
     blind = Evidence(np.zeros((4, 4)), np.array([[1.0, np.nan, np.nan]]), none, np.full((2, 3), 0.5), none)
     np.testing.assert_allclose(blind._map_weights(), [1, 0, 0])
 
