@@ -24,7 +24,7 @@ from cmgcli.projection import Latent
 PARTS = ("image_score", "patch_score", "head_score", "state_score")
 TOP_SHARE = 0.01
 SEARCHED_WEIGHT = 0.05
-LEAST_STATE = 0.02  # a cosine: about its spread over good images with the built-in encoder, where a few that are alike show none
+LEAST_SPREADS = (1e-3, 1e-3, 1e-3, 0.02)  # of `PARTS`, where good images show none; the last is a difference of cosines, so that its location says nothing of its size
 REACH = 0.95  # of good images lie below where a part begins to speak of wrong captions
 
 
@@ -206,8 +206,8 @@ def fit_blend(normal: np.ndarray, drawn: np.ndarray, wrong: np.ndarray) -> Blend
             continue
         location[k] = np.median(normal[:, k])
         spread = normal[:, k].std()
-        least = LEAST_STATE if k < len(PARTS) and PARTS[k] == "state_score" else 1e-3
-        scale[k] = spread if spread > 1e-3 * max(abs(location[k]), least) else max(abs(location[k]), least)
+        usual = max(abs(location[k]), LEAST_SPREADS[k])
+        scale[k] = spread if spread > 1e-3 * usual else usual
         reach[k] = (np.quantile(normal[:, k], REACH) - location[k]) / scale[k]
         for kind, seen in ((drawn, weight), (wrong, far)):
             if len(kind):

@@ -49,7 +49,8 @@ class Learner:
         most = max(1, self.settings.bank_size // LEAST_SHARE) if self.settings.cmle else 1
         self.groups = caption_groups(self.text, most, alike=ALIKE)  # (U,)
         self.builder = BankBuilder(int(self.groups.max()) + 1, budget=self.settings.bank_size)
-        self.states = self._states() if self.settings.cmer else None  # their means are sums until all is shown
+        self.states = self._states() if self.settings.cmer else None  # their means are still 0
+        self.peaks = torch.zeros_like(self.moments.seen, dtype=torch.float64)  # (U,) sums of the peaks of each caption's images
         self.embeddings: list[Tensor] = []  # (B, D) each, for a trained projection
         self.rows: list[Tensor] = []  # (B,) each, the row of the structure that an image belongs to
         self.places: list[tuple[Place, ...]] = []  # of each view, where a head is to be trained: where its pieces lie and what they keep
@@ -67,7 +68,7 @@ class Learner:
             self.rows.append(rows)
         if self.states is not None:
             for view, row in zip(views, rows.tolist(), strict=True):
-                self.states.means[row] += self.states.peaks([piece.embeddings for piece in view.pieces], view.keep.size)[self.states.way[row]]
+                self.peaks[row] += self.states.peaks([piece.embeddings for piece in view.pieces], view.keep.size)[self.states.way[row]]
         for i, view, group in zip(numbers, views, self.groups[captions].tolist(), strict=True):
             for piece in view.pieces:
                 self.builder.add(piece.patches, group, image=i, boxes=torch.from_numpy(piece.patch_boxes))
@@ -93,7 +94,7 @@ class Learner:
     def _language(self, snapshot: Path | None, report: Progress) -> Language:
         s, states = self.settings, self.states
         if states is not None:
-            states = replace(states, means=states.means / self.moments.seen.clamp(min=1))
+            states = replace(states, means=self.peaks / self.moments.seen.clamp(min=1))
         if s.projection == "closed":
             space = guided_space(self.moments, latent_dim=s.latent_dim)
             return Language(self.captions, self.text, self.moments.group_means, self.groups, space, s.cmle, s.neighbours, s.ridge, states=states)

@@ -114,3 +114,9 @@ def test_a_part_that_is_no_number_makes_the_score_none():
     with np.errstate(all="raise"):
         scores = blend(np.array([[0.0, 0.0, np.nan], [np.nan, 0.0, 0.0], [0.0, np.inf, 0.0]]))
     assert np.isfinite(scores).tolist() == [True, False, False]
+
+
+def test_good_images_that_are_all_alike_leave_each_part_a_scale_of_its_own():
+    """That of the state is no multiple of its location, a difference about 0."""
+    alike = np.tile([2.0, 0.5, 0.0, 0.0019], (3, 1))
+    np.testing.assert_allclose(fit_blend(alike, alike, np.empty((0, 4))).scale, [2.0, 0.5, 1e-3, 0.02])
