@@ -8,13 +8,15 @@ Lineage: DRAEM (Zavrtanik et al. 2021), dilated residual networks (Yu et al. 201
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 LOOKS = 4
 ENLARGED_PIXELS = 1_500_000  # an image is shown enlarged only where that makes no more than so many
@@ -23,6 +25,7 @@ MAX_PIXELS = 4_000_000
 TILE, OVERLAP = 1536, 256  # pixels; multiples of the stride
 STRIDE = 4
 MIN_SIDE = 32
+REACH = 96  # pixels that a logit sees to each side, in multiples of the stride
 
 
 class ResidualBlock(nn.Module):
@@ -37,12 +40,12 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
-        inner = F.relu(self.first_norm(self.first(x)))
-        return F.relu(x + self.second_norm(self.second(inner)))
+        inner = self.first_norm(self.first(x)).relu_()
+        return self.second_norm(self.second(inner)).add_(x).relu_()
 
 
 def _halve(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
 class DefectHead(nn.Module):
@@ -78,6 +81,37 @@ class DefectHead(nn.Module):
         """
         location, spread = self.usual.to(peaks).unbind(-1)
         return F.softplus((peaks - location) / spread).square().mean((-2, -1)).sqrt()
+
+
+class ScoringHead:
+    """The net of a head as it judges: each norm is part of the convolution before it, and all is done in one precision.
+
+    Half of the passes over memory, which the convolutions of so narrow a net wait for.
+    """
+
+    def __init__(self, head: DefectHead, precision: str = "float32") -> None:
+        self.device, self.dtype = head.out.weight.device, {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+        self.stem = [self._folded(convolution, norm) for convolution, norm, _ in head.stem]
+        self.blocks = [(self._folded(block.first, block.first_norm), self._folded(block.second, block.second_norm)) for block in head.blocks]
+        self.out = self._same(head.out, head.out.weight, head.out.bias)
+
+    def _folded(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Callable[[Tensor], Tensor]:
+        moments = norm.running_mean, norm.running_var, norm.eps
+        return self._same(convolution, *fuse_conv_bn_weights(convolution.weight, convolution.bias, *moments, norm.weight, norm.bias))
+
+    def _same(self, convolution: nn.Conv2d, weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
+        """A convolution of this kind by other weights."""
+        form = {name: getattr(convolution, name) for name in ("stride", "padding", "dilation")}
+        return partial(F.conv2d, weight=weight.to(self.dtype, memory_format=torch.channels_last), bias=bias.to(self.dtype), **form)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Logits (ceil(H / 4), ceil(W / 4)) float32 on the CPU of pixels (3, H, W) float32."""
+        x = pixels[None].to(self.device, self.dtype, memory_format=torch.channels_last)
+        for half in self.stem:
+            x = half(x).relu_()
+        for first, second in self.blocks:
+            x = second(first(x).relu_()).add_(x).relu_()
+        return self.out(x)[0, 0].float().cpu()
 
 
 def highest(peaks: Sequence[Tensor]) -> Tensor:
@@ -146,14 +180,14 @@ def peaks_and_map(head: DefectHead, image: np.ndarray, keep: np.ndarray, *, prec
     height, width = image.shape[:2]
     base = tuple(-(-side // STRIDE) for side in scaled_size(height, width, 1.0))
     mean, spread = exposure(image)
-    device = next(head.parameters()).device
+    net = ScoringHead(head, precision)
     peaks, maps = [], []
     for scale in look_scales(height, width):
         tall, wide = scaled_size(height, width, scale)
         seen = cv2.resize(image, (wide, tall), interpolation=cv2.INTER_AREA)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            logits = _logits(head, seen, mean, spread)  # (H'', W'')
-        kept = torch.from_numpy(kept_places(keep, *logits.shape))
+        kept = kept_places(keep, -(-tall // STRIDE), -(-wide // STRIDE))
+        logits = _logits_around(kept, lambda piece: net(standard_pixels(piece, mean, spread)), seen)
+        kept = torch.from_numpy(kept)
         values = logits[kept]
         highest = values.topk(max(1, round(max(TOP_SHARES) * len(values)))).values
         peaks.append([highest[: max(1, round(share * len(values)))].mean() for share in TOP_SHARES])
@@ -162,18 +196,26 @@ def peaks_and_map(head: DefectHead, image: np.ndarray, keep: np.ndarray, *, prec
     return torch.tensor(peaks), torch.stack(maps).amax(0).numpy()
 
 
-def _logits(head: DefectHead, image: np.ndarray, mean: float, spread: float) -> Tensor:
+def _logits_around(kept: np.ndarray, logits_of: Callable[[np.ndarray], Tensor], image: np.ndarray) -> Tensor:
+    """Logits (h, w) of an image (H, W, 3), right where kept (h, w) bool: nothing is computed that none of these sees, and all there is 0."""
+    rows, columns = (_reached(kept.any(axis)) for axis in (1, 0))
+    logits = torch.zeros(kept.shape)
+    logits[rows, columns] = _logits(logits_of, image[rows.start * STRIDE : rows.stop * STRIDE, columns.start * STRIDE : columns.stop * STRIDE])
+    return logits
+
+
+def _reached(kept: np.ndarray) -> slice:
+    """Along one side, the places (n,) from the first kept one to the last, and as many before and after as these see."""
+    places = np.flatnonzero(kept)
+    return slice(max(0, places[0] - REACH // STRIDE), min(len(kept), places[-1] + 1 + REACH // STRIDE))
+
+
+def _logits(logits_of: Callable[[np.ndarray], Tensor], image: np.ndarray) -> Tensor:
     """Logits (ceil(H / 4), ceil(W / 4)) of an image (H, W, 3); above 4 megapixels in overlapping tiles, so that memory is bounded.
 
     Each place is taken from the tile in which it lies furthest from an inner edge, which is further than it sees.
     """
     height, width = image.shape[:2]
-    device = next(head.parameters()).device
-
-    def logits_of(piece: np.ndarray) -> Tensor:
-        pixels = standard_pixels(piece, mean, spread)[None].contiguous(memory_format=torch.channels_last)
-        return head(pixels.to(device))[0, 0].float().cpu()
-
     if height * width <= MAX_PIXELS:
         return logits_of(image)
     logits = torch.empty(-(-height // STRIDE), -(-width // STRIDE))

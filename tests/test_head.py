@@ -42,7 +42,7 @@ def test_a_logit_sees_as_far_as_the_docstring_says():
     DefectHead().double().eval()(pixels)[0, 0, 50, 50].backward()
     seen = pixels.grad.abs().sum((0, 1)).nonzero()
     assert (seen.max(0).values - seen.min(0).values + 1).tolist() == [191, 191]
-    assert module.OVERLAP // 2 > 191 // 2
+    assert min(module.OVERLAP // 2, module.REACH) > 191 // 2
 
 
 def test_small_images_are_shown_enlarged_and_large_ones_are_not():
@@ -118,3 +118,23 @@ def test_no_kept_patch_is_lost_where_logits_are_fewer_than_patches():
         keep[number] = True
         kept = kept_places(keep.reshape(14, 14), 8, 12)
         assert 1 <= kept.sum() <= 4 and kept[number // 14 * 8 // 14, number % 14 * 12 // 14]
+
+
+@pytest.mark.parametrize("kept", [(slice(5, 8), slice(3, 9)), (slice(0, 2), slice(12, 16)), (slice(9, 10), slice(0, 16))])
+@pytest.mark.parametrize("side", [(512, 640), (333, 1000)])
+def test_what_no_kept_place_sees_is_not_computed_and_changes_nothing(side, kept, monkeypatch):
+    head, image, keep, computed = load_head(), noise(*side), np.zeros((16, 16), bool), []
+    keep[kept] = True
+    plain = module._logits
+    monkeypatch.setattr(module, "_logits", lambda logits_of, piece: computed.append(piece[..., 0].size) or plain(logits_of, piece))
+    score, shown = head_map(head, image, keep)
+    monkeypatch.setattr(module, "_reached", lambda line: slice(0, len(line)))
+    whole_score, whole = head_map(head, image, keep)
+    assert sum(computed[:4]) < 0.85 * sum(computed[4:])
+    np.testing.assert_allclose(shown, whole, atol=1e-4)
+    assert score == pytest.approx(whole_score, abs=1e-4)
+
+
+def test_a_head_judges_by_the_net_that_was_trained():
+    head, pixels = load_head(), standard_pixels(noise(90, 130), 128, 70)
+    np.testing.assert_allclose(module.ScoringHead(head)(pixels), head(pixels[None])[0, 0], atol=1e-4)
