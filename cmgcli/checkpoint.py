@@ -24,7 +24,7 @@ from cmgcli.words import installed_version
 
 Module = TypeVar("Module", bound=nn.Module)
 
-FORMAT = 15
+FORMAT = 16
 PACKAGES = ("cmgcli", "torch", "open_clip_torch", "numpy")
 
 

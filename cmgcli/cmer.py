@@ -285,6 +285,13 @@ def check_keep(keep: float | str) -> float | str:
     raise SettingsError(f"keep: expected auto or a share in (0, 1], got {keep!r}")
 
 
+def with_rim(keep: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Keep masks (B, P) bool grown by the patches beside, above and below."""
+    masks = keep.view(-1, 1, *grid).float()
+    beside, above = F.max_pool2d(masks, (1, 3), 1, (0, 1)), F.max_pool2d(masks, (3, 1), 1, (1, 0))
+    return beside.maximum(above).flatten(1) > 0
+
+
 def grow(core: np.ndarray) -> np.ndarray:
     """Close a patch mask (h, w) bool, fill its holes and grow it by the patches beside, above and below."""
     square, cross = np.ones((3, 3), np.uint8), cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))

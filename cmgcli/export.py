@@ -34,7 +34,7 @@ from cmgcli.detector import TOP_SHARE, Detector, States
 from cmgcli.errors import OutputError, SettingsError
 from cmgcli.files import write_whole
 from cmgcli.model import Model, nothing_discarded
-from cmgcli.tower import Tower
+from cmgcli.tower import Tower, TowerOutput
 from cmgcli.view import least_gain
 
 logger = logging.getLogger(__name__)
@@ -183,17 +183,23 @@ class Inspector(nn.Module):
         text = self.text.index_select(0, caption.view(1))[0]  # (D,)
         whole = self.tower(pixels, layers=self.layers)
         kept = self._kept(whole.dense, text)  # (P,) bool
-        seen = whole if self.keep is None else self.tower(pixels, layers=self.layers, weight=torch.where(kept, 0.0, -torch.inf)[None])  # none looks at the others
+        seen, embedding = (whole, whole.embedding[0]) if self.keep is None else self._through(pixels, kept)
         distances = self._distances(seen.layers, caption)  # (P,)
         head_score, head_map = torch.zeros((), dtype=torch.float64), None
         if self.head is not None:
             head_score, head_map = self.head(channels, kept.view(self.grid))
-        embedding = F.normalize(seen.embedding[0], dim=0)
+        embedding = F.normalize(embedding, dim=0)
         state, towards = self._state(F.normalize(seen.dense[0], dim=-1), embedding, kept, caption) if self.states else (torch.zeros((), dtype=torch.float64), None)
         parts = torch.stack([self._image_score(embedding, caption), _top_mean(distances, kept, TOP_SHARE).double(), head_score.double(), state])
         z = (parts - self.blend_location) / self.blend_scale
         score = (self.blend_weight * _softplus(z) ** 2 + self.blend_far * _softplus(z - self.blend_reach) ** 2).sum().sqrt().float()
         return score, self.thresholds.index_select(0, caption.view(1))[0], self._map(distances, towards, kept, head_map)
+
+    def _through(self, pixels: Tensor, kept: Tensor) -> tuple[TowerOutput, Tensor]:
+        """What the kept patches (P,) bool and a rim around them give, and the embedding (D,) of the kept ones; see `view.look`."""
+        shown = cmer.with_rim(kept[None], self.grid)
+        seen = self.tower(pixels, layers=self.layers, weight=torch.where(shown, 0.0, -torch.inf))  # none looks at the others
+        return seen, (seen.dense[0] * kept.unsqueeze(1)).sum(0)
 
     def _kept(self, dense: Tensor, text: Tensor) -> Tensor:
         count = dense.shape[1]
@@ -332,8 +338,7 @@ def grown(core: Tensor) -> Tensor:
     for _ in range(int(np.ceil(np.log2(len(free))))):  # each time by ways twice as long
         steps = (steps @ steps).clamp(max=1)
     filled = torch.maximum(closed, 1 - steps[0].view_as(closed))
-    beside, above = F.max_pool2d(filled, (1, 3), 1, (0, 1)), F.max_pool2d(filled, (3, 1), 1, (1, 0))
-    return torch.maximum(beside, above)[0, 2:-2, 2:-2] > 0.5
+    return cmer.with_rim(filled.flatten()[None] > 0.5, (height + 4, width + 4)).view(height + 4, width + 4)[2:-2, 2:-2]
 
 
 def _steps(height: int, width: int) -> Tensor:

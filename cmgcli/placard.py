@@ -95,7 +95,7 @@ def _pictures(text: Lettering, page: np.ndarray, found: Explanation, piece: View
     shown = (
         (image.copy(), "what was judged, with its strangest places"),
         (map_overlay(image, small, low=MAP_CALM, high=MAP_STRANGE), "yellow: strange; red outline: very"),
-        (keep_overlay(image, piece.keep), f"what CMER looked at; {1 - float(piece.keep.mean()):.0%} is hidden"),
+        (keep_overlay(image, piece.keep), f"what CMER kept; {1 - float(piece.keep.mean()):.0%} is hidden"),
     )
     for number, (picture, words) in enumerate(shown):
         left = _MARGIN + number * (_SIDE + _GAP)

@@ -35,7 +35,7 @@ class View:
     relevance: np.ndarray  # (h, w) float32
     keep: np.ndarray  # (h, w) bool
     whole: Tensor  # (D,) unit-norm embedding of the whole image
-    embedding: Tensor  # (D,) unit-norm embedding of the kept patches
+    embedding: Tensor  # (D,) unit-norm embedding of the kept patches, as all that follow of the pass that sees these and at most a rim around them
     patches: Tensor  # (K, V) features of the kept patches, in the order of their numbers
     dense: Tensor | None  # (K, D) their unit-norm embeddings; None for an encoder whose patches have none, because it does not average them
     match_before: float  # cosine of the whole image and the caption
@@ -256,30 +256,38 @@ def look_nearer(encoder: Encoder, view: View, *, layers: tuple[int, ...], tile: 
 def _views(
     meter: Meter, full: ImageFeatures, images: Sequence[np.ndarray], captions: Tensor, scores: Tensor, kept: Tensor, layers: tuple[int, ...]
 ) -> list[View]:
-    """The views of the meter's images through the patches ``kept`` (B, P) bool; ``full`` is what all patches gave."""
+    """The views of the meter's images through the patches ``kept`` (B, P) bool; ``full`` is what all patches gave.
+
+    Where the embedding is a mean of patches, a rim around the kept ones is looked at with them: what lies at the edge of a thing is judged in its
+    surroundings, as the encoder learnt to see it, and the rim itself is left out of the mean.
+    """
     encoder = meter.encoder
     views: list[View | None] = [None] * len(images)
-    counts = kept.sum(1).tolist()
+    shown = cmer.with_rim(kept, encoder.grid) if encoder.averages else kept
+    counts = shown.sum(1).tolist()
     together = defaultdict(list)  # what goes through the tower together
     for row, count in enumerate(counts):
         together[encoder.room_for(count) if count < encoder.patch_count else None].append(row)
     for room, numbers in together.items():
         rows = torch.tensor(numbers, device=kept.device)
-        seen = full.rows(rows) if room is None else meter.encode(kept[rows], rows=rows, layers=layers, room=room)
+        seen = full.rows(rows) if room is None else meter.encode(shown[rows], rows=rows, layers=layers, room=room)
         features = patch_features(seen.patches)  # (b, K, V)
         dense = F.normalize(seen.dense.float(), dim=-1) if encoder.averages else None
         for i, row in enumerate(numbers):
+            judged = kept[row][shown[row]]  # of those shown, in the order of their numbers
+            own = slice(0, counts[row])
+            embedding = seen.embedding[i] if judged.all() else F.normalize(seen.dense[i, own][judged].float().mean(0), dim=0)
             views[row] = View(
                 image=images[row],
                 text=captions[row],
                 relevance=scores[row].reshape(encoder.grid).cpu().numpy(),
                 keep=kept[row].reshape(encoder.grid).cpu().numpy(),
                 whole=full.embedding[row],
-                embedding=seen.embedding[i],
-                patches=features[i, : counts[row]].clone(),  # a view that is held shall not hold those of others
-                dense=None if dense is None else dense[i, : counts[row]].clone(),
+                embedding=embedding,
+                patches=features[i, own][judged],  # a copy: a view that is held shall not hold those of others
+                dense=None if dense is None else dense[i, own][judged],
                 match_before=float(full.embedding[row] @ captions[row]),
-                match=float(seen.embedding[i] @ captions[row]),
+                match=float(embedding @ captions[row]),
                 passes=float(meter.passes[row]),
             )
     return views

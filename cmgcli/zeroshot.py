@@ -45,7 +45,7 @@ NO_PROMISE = (
 
 
 @dataclass(frozen=True)
-class States:
+class StateOdds:
     """What the captions of a run say an image could show."""
 
     captions: tuple[str, ...]  # U
@@ -68,9 +68,9 @@ class States:
         return {caption: number for number, caption in enumerate(self.captions)}
 
 
-def states_of(encoder: Encoder, captions: Sequence[str]) -> States:
+def states_of(encoder: Encoder, captions: Sequence[str]) -> StateOdds:
     """Encode the captions and their states."""
-    return States(tuple(captions), encoder.encode_text(captions), *flawless_and_defective(encoder, captions), encoder.sharpness)
+    return StateOdds(tuple(captions), encoder.encode_text(captions), *flawless_and_defective(encoder, captions), encoder.sharpness)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class ZeroShot:
 
     encoder: Encoder
     head: DefectHead  # the one that every fit starts from
-    states: States
+    states: StateOdds
     caption_of: Mapping[Path, str]  # by resolved path
     references: Mapping[str, References]  # by caption
     blend: Blend

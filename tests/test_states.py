@@ -38,9 +38,12 @@ def unit(x):
 def peak(model, view, caption):
     """Of the tokens that are kept the mean of the two that lie furthest along the way between the states, written anew."""
     flawless, defective = (unit(model.encoder.encode_text(prompts(caption, states)).numpy().mean(0)) for states in (FLAWLESS, DEFECTIVE))
-    kept = torch.from_numpy(np.flatnonzero(view.keep))[None]
-    tokens = model.encoder.encode_image(model.encoder.preprocess([view.image]), index=kept).dense[0].numpy()
-    return np.mean(sorted(float(unit(token) @ (defective - flawless)) for token in tokens)[-2:])
+    height, width = view.keep.shape
+    beside = [(-1, 0), (1, 0), (0, -1), (0, 1), (0, 0)]  # a rim is looked at with what is kept
+    shown = sorted({(y + dy) * width + x + dx for y, x in np.argwhere(view.keep).tolist() for dy, dx in beside if 0 <= y + dy < height and 0 <= x + dx < width})
+    tokens = model.encoder.encode_image(model.encoder.preprocess([view.image]), index=torch.tensor(shown)[None]).dense[0].numpy()
+    kept = [token for number, token in zip(shown, tokens, strict=True) if view.keep.flat[number]]
+    return np.mean(sorted(float(unit(token) @ (defective - flawless)) for token in kept)[-2:])
 
 
 def test_the_state_score_is_what_a_slow_twin_finds(small_model, records):

@@ -199,24 +199,54 @@ def test_without_cmer_no_caption_is_judged(builtin, scenes):
 
 
 def seen_again(encoder, view) -> float:
-    """What the second look costs, in passes: its kept patches, and those that fill the room up."""
-    return 0 if view.keep.all() else encoder.room_for(int(view.keep.sum())) / encoder.patch_count
+    """What the second look costs, in passes: its kept patches, a rim around them where the embedding is a mean, and those that fill the room up."""
+    shown = int(seen_with(encoder, view).sum())
+    return 0 if shown == encoder.patch_count else encoder.room_for(shown) / encoder.patch_count
+
+
+def seen_with(encoder, view) -> np.ndarray:
+    """The patches (h, w) bool that go through the tower for those a view keeps."""
+    if not encoder.averages:
+        return view.keep
+    padded = np.pad(view.keep, 1)
+    return padded[1:-1, 1:-1] | padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
+
+
+def test_what_is_kept_is_judged_in_its_surroundings_and_these_are_not_judged(builtin):
+    """The slow way: one image, one pass over the tokens of the kept patches and their rim, and the mean of the kept ones."""
+    pictures = images(4)
+    for picture, view in zip(pictures, looked(builtin, pictures, "fast", 0.1), strict=True):
+        shown = np.flatnonzero(seen_with(builtin, view))
+        assert view.keep.sum() < len(shown) < builtin.patch_count
+        features = builtin.encode_image(builtin.preprocess([picture]), index=torch.from_numpy(shown)[None], layers=builtin.feature_layers)
+        kept = np.flatnonzero(view.keep.ravel()[shown])
+        torch.testing.assert_close(view.patches, patch_features(features.patches)[0, kept], atol=1e-5, rtol=0)
+        torch.testing.assert_close(view.dense, torch.nn.functional.normalize(features.dense[0, kept], dim=-1), atol=1e-5, rtol=0)
+        torch.testing.assert_close(view.embedding, torch.nn.functional.normalize(features.dense[0, kept].mean(0), dim=0), atol=1e-5, rtol=0)
+
+
+def test_a_tower_whose_embedding_is_no_mean_sees_what_is_kept_alone(tiny):
+    (picture,) = images(1)
+    (view,) = looked(tiny, [picture], "fast", 0.1)
+    features = tiny.encode_image(tiny.preprocess([picture]), index=torch.from_numpy(np.flatnonzero(view.keep))[None], layers=tiny.feature_layers)
+    torch.testing.assert_close(view.embedding, features.embedding[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(view.patches, patch_features(features.patches)[0], atol=1e-5, rtol=0)
 
 
 def test_images_that_keep_differently_many_patches_go_together_and_are_seen_as_alone(builtin, monkeypatch):
+    monkeypatch.setattr(builtin, "at_once", None)  # as on a GPU
     pictures = [np.roll(read, 3, axis=0) for read in images(5)]
-    monkeypatch.setattr(builtin, "room_for", lambda count: count)
-    alone = [looked(builtin, [picture], "fast", keep)[0] for picture, keep in zip(pictures, (0.03, 0.06, 0.1, 0.2, 0.3), strict=True)]
-    counts = [int(view.keep.sum()) for view in alone]
+    keeps = torch.from_numpy(np.stack([looked(builtin, [picture], "fast", keep)[0].keep.ravel() for picture, keep in zip(pictures, (0.03, 0.06, 0.1, 0.2, 0.3), strict=True)]))
+    counts = keeps.sum(1).tolist()
     assert len(set(counts)) == 5 and max(counts) < 196
-    keeps = torch.from_numpy(np.stack([view.keep.ravel() for view in alone]))
     index, weight = keep_index(keeps, max(counts))
     assert index.shape == weight.shape == (5, max(counts)) and (weight.isfinite().sum(1) == torch.tensor(counts)).all()
-    monkeypatch.setattr(builtin, "at_once", None)  # as on a GPU
-    seen = Meter(builtin, builtin.preprocess(pictures)).encode(keeps, layers=builtin.feature_layers, room=max(counts))
-    for i, view in enumerate(alone):
-        torch.testing.assert_close(seen.embedding[i], view.embedding, atol=1e-5, rtol=0)
-        torch.testing.assert_close(patch_features(seen.patches)[i, : counts[i]], view.patches, atol=1e-5, rtol=0)
+    meter = Meter(builtin, builtin.preprocess(pictures))
+    seen = meter.encode(keeps, layers=builtin.feature_layers, room=max(counts))
+    for i, count in enumerate(counts):
+        alone = meter.encode(keeps[i : i + 1], rows=torch.tensor([i]), layers=builtin.feature_layers, room=count)
+        torch.testing.assert_close(seen.embedding[i], alone.embedding[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(patch_features(seen.patches)[i, :count], patch_features(alone.patches)[0], atol=1e-5, rtol=0)
 
 
 def test_what_is_kept_has_room_in_few_sizes_whatever_the_batch(builtin):
