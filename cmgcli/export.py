@@ -1,8 +1,8 @@
 """A fitted model as one ONNX graph: an image of a fixed size in, score, threshold and anomaly map out; runs without torch.
 
 What `model.judge` and `model.anomaly_map` do for one image under a stored caption, written as one torch module of fixed
-shapes. Hidden patches are masked as keys of every attention, and left out of every mean, which equals their removal from
-the token sequence. Resizing by OpenCV's area rule is linear for a given size, so it is two matrix products; to a level of
+shapes. Patches beyond the kept ones and their rim are masked as keys of every attention, which equals their removal from the
+token sequence, and all that are not kept are left out of every mean. Resizing by OpenCV's area rule is linear for a given size, so it is two matrix products; to a level of
 255 where a side grows, for there OpenCV rounds its weights.
 
 Not in the graph, and refused: encoders that are no plain vision transformers, relevance by sampling, by occlusion or by a derivative, and

@@ -25,7 +25,7 @@ MAX_PIXELS = 4_000_000
 TILE, OVERLAP = 1536, 256  # pixels; multiples of the stride
 STRIDE = 4
 MIN_SIDE = 32
-REACH = 96  # pixels that a logit sees to each side, in multiples of the stride
+ROOM = 16  # logits
 
 
 class ResidualBlock(nn.Module):
@@ -64,6 +64,11 @@ class DefectHead(nn.Module):
         nn.init.constant_(self.out.bias, -4.0)
         self.register_buffer("usual", torch.tensor([0.0, 1.0]).repeat(LOOKS, len(TOP_SHARES), 1))
         self.to(memory_format=torch.channels_last)  # faster, and the same bits after a reload
+
+    @property
+    def reach(self) -> int:
+        """How many logits to each side lie where one of them sees."""
+        return 1 + sum(dilation + 1 for dilation in self.dilations)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """See the class."""
@@ -186,7 +191,7 @@ def peaks_and_map(head: DefectHead, image: np.ndarray, keep: np.ndarray, *, prec
         tall, wide = scaled_size(height, width, scale)
         seen = cv2.resize(image, (wide, tall), interpolation=cv2.INTER_AREA)
         kept = kept_places(keep, -(-tall // STRIDE), -(-wide // STRIDE))
-        logits = _logits_around(kept, lambda piece: net(standard_pixels(piece, mean, spread)), seen)
+        logits = _logits_around(kept, head.reach, lambda piece: net(standard_pixels(piece, mean, spread)), seen)
         kept = torch.from_numpy(kept)
         values = logits[kept]
         highest = values.topk(max(1, round(max(TOP_SHARES) * len(values)))).values
@@ -196,18 +201,24 @@ def peaks_and_map(head: DefectHead, image: np.ndarray, keep: np.ndarray, *, prec
     return torch.tensor(peaks), torch.stack(maps).amax(0).numpy()
 
 
-def _logits_around(kept: np.ndarray, logits_of: Callable[[np.ndarray], Tensor], image: np.ndarray) -> Tensor:
-    """Logits (h, w) of an image (H, W, 3), right where kept (h, w) bool: nothing is computed that none of these sees, and all there is 0."""
-    rows, columns = (_reached(kept.any(axis)) for axis in (1, 0))
+def _logits_around(kept: np.ndarray, reach: int, logits_of: Callable[[np.ndarray], Tensor], image: np.ndarray) -> Tensor:
+    """Logits (h, w) of an image (H, W, 3), right where kept (h, w) bool: little is computed that none of these sees, ``reach`` to each side, and all else is 0."""
+    rows, columns = (_reached(kept.any(axis), reach) for axis in (1, 0))
     logits = torch.zeros(kept.shape)
     logits[rows, columns] = _logits(logits_of, image[rows.start * STRIDE : rows.stop * STRIDE, columns.start * STRIDE : columns.stop * STRIDE])
     return logits
 
 
-def _reached(kept: np.ndarray) -> slice:
-    """Along one side, the places (n,) from the first kept one to the last, and as many before and after as these see."""
+def _reached(kept: np.ndarray, reach: int) -> slice:
+    """Along one side, the places (n,) from the first kept one to the last, and as many before and after as these see.
+
+    A multiple of `ROOM`, or all: few sizes in place of one for each mask, because torch holds kernels for each size.
+    """
     places = np.flatnonzero(kept)
-    return slice(max(0, places[0] - REACH // STRIDE), min(len(kept), places[-1] + 1 + REACH // STRIDE))
+    first, end = max(0, places[0] - reach), min(len(kept), places[-1] + 1 + reach)
+    length = min(len(kept), -(-(end - first) // ROOM) * ROOM)
+    first = min(first, len(kept) - length)
+    return slice(first, first + length)
 
 
 def _logits(logits_of: Callable[[np.ndarray], Tensor], image: np.ndarray) -> Tensor:

@@ -259,7 +259,7 @@ def _views(
     """The views of the meter's images through the patches ``kept`` (B, P) bool; ``full`` is what all patches gave.
 
     Where the embedding is a mean of patches, a rim around the kept ones is looked at with them: what lies at the edge of a thing is judged in its
-    surroundings, as the encoder learnt to see it, and the rim itself is left out of the mean.
+    surroundings, and the rim itself is left out of the mean. (A class token would take the rim in.)
     """
     encoder = meter.encoder
     views: list[View | None] = [None] * len(images)

@@ -42,7 +42,7 @@ def test_a_logit_sees_as_far_as_the_docstring_says():
     DefectHead().double().eval()(pixels)[0, 0, 50, 50].backward()
     seen = pixels.grad.abs().sum((0, 1)).nonzero()
     assert (seen.max(0).values - seen.min(0).values + 1).tolist() == [191, 191]
-    assert min(module.OVERLAP // 2, module.REACH) > 191 // 2
+    assert min(module.OVERLAP // 2, module.STRIDE * DefectHead().reach) > 191 // 2
 
 
 def test_small_images_are_shown_enlarged_and_large_ones_are_not():
@@ -128,11 +128,24 @@ def test_what_no_kept_place_sees_is_not_computed_and_changes_nothing(side, kept,
     plain = module._logits
     monkeypatch.setattr(module, "_logits", lambda logits_of, piece: computed.append(piece[..., 0].size) or plain(logits_of, piece))
     score, shown = head_map(head, image, keep)
-    monkeypatch.setattr(module, "_reached", lambda line: slice(0, len(line)))
+    monkeypatch.setattr(module, "_reached", lambda line, reach: slice(0, len(line)))
     whole_score, whole = head_map(head, image, keep)
     assert sum(computed[:4]) < 0.85 * sum(computed[4:])
     np.testing.assert_allclose(shown, whole, atol=1e-4)
     assert score == pytest.approx(whole_score, abs=1e-4)
+
+
+def test_what_is_computed_has_few_sizes_whatever_is_kept():
+    """Each size that a run meets is one more kernel that torch holds."""
+    rng, lengths = np.random.default_rng(0), set()
+    for _ in range(500):
+        kept = np.zeros(130, bool)
+        first, end = np.sort(rng.choice(131, 2, replace=False))
+        kept[first:end] = True
+        found = module._reached(kept, 24)
+        assert 0 <= found.start <= max(0, first - 24) and min(130, end + 24) <= found.stop <= 130
+        lengths.add(found.stop - found.start)
+    assert all(length % module.ROOM == 0 or length == 130 for length in lengths)
 
 
 def test_a_head_judges_by_the_net_that_was_trained():
