@@ -25,7 +25,7 @@ MAX_PIXELS = 4_000_000
 TILE, OVERLAP = 1536, 256  # pixels; multiples of the stride
 STRIDE = 4
 MIN_SIDE = 32
-ROOM = 16  # logits
+ROOM = 16  # logits; the sides of what is computed are multiples of it
 
 
 class ResidualBlock(nn.Module):
@@ -91,7 +91,7 @@ class DefectHead(nn.Module):
 class ScoringHead:
     """The net of a head as it judges: each norm is part of the convolution before it, and all is done in one precision.
 
-    Half of the passes over memory, which the convolutions of so narrow a net wait for.
+    That saves a pass over memory for each norm, which takes time in so narrow a net.
     """
 
     def __init__(self, head: DefectHead, precision: str = "float32") -> None:
@@ -190,9 +190,9 @@ def peaks_and_map(head: DefectHead, image: np.ndarray, keep: np.ndarray, *, prec
     for scale in look_scales(height, width):
         tall, wide = scaled_size(height, width, scale)
         seen = cv2.resize(image, (wide, tall), interpolation=cv2.INTER_AREA)
-        kept = kept_places(keep, -(-tall // STRIDE), -(-wide // STRIDE))
-        logits = _logits_around(kept, head.reach, lambda piece: net(standard_pixels(piece, mean, spread)), seen)
-        kept = torch.from_numpy(kept)
+        places = kept_places(keep, -(-tall // STRIDE), -(-wide // STRIDE))
+        logits = _logits_around(places, head.reach, lambda piece: net(standard_pixels(piece, mean, spread)), seen)
+        kept = torch.from_numpy(places)
         values = logits[kept]
         highest = values.topk(max(1, round(max(TOP_SHARES) * len(values)))).values
         peaks.append([highest[: max(1, round(share * len(values)))].mean() for share in TOP_SHARES])
