@@ -168,11 +168,11 @@ class Blend:
 
     def __call__(self, parts: np.ndarray) -> np.ndarray:
         """Scores (n,) of parts (n, P), about 1 for a good image; an absent part is NaN and has no weight; another that is NaN makes the score NaN."""
-        return np.sqrt(self._squares(parts).sum(axis=1))
+        return np.sqrt(self.squares(parts).sum(axis=1))
 
     def terms(self, parts: np.ndarray) -> np.ndarray:
         """What each part adds to the score: (..., P) of parts (..., P); 0 for an absent part."""
-        squares = self._squares(parts)
+        squares = self.squares(parts)
         return squares / np.sqrt(np.maximum(squares.sum(axis=-1, keepdims=True), np.finfo(float).tiny))
 
     @property
@@ -180,7 +180,8 @@ class Blend:
         """Which parts (P,) bool have any weight."""
         return (self.weight > 0) | (self.far > 0)
 
-    def _squares(self, parts: np.ndarray) -> np.ndarray:
+    def squares(self, parts: np.ndarray) -> np.ndarray:
+        """What each part adds to the square of the score: (..., P) of parts (..., P); 0 for an absent part, NaN for another that is NaN."""
         z = (np.where(self.counts, parts, self.location).astype(np.float64) - self.location) / self.scale
         with np.errstate(invalid="ignore"):
             return self.weight * np.logaddexp(0, z) ** 2 + self.far * np.logaddexp(0, z - self.reach) ** 2

@@ -12,15 +12,13 @@ from torch.nn import functional as F
 
 from cmgcli.detector import PARTS, Blend, Detector
 from cmgcli.model import Inspection, Model, Parts, judge, look_with
+from cmgcli.reasons import PART_NAMES, reason
 from cmgcli.rows import Row
 from cmgcli.view import View, best_other
 
 MOST_PLACES = 4
 NEIGHBOURS = 4
-CLEAR_SHARE = 0.5  # of what an image has above a typical good one, from which on one part counts as what decided
 SAME_SCORE = 0.01  # a share of the score below which a change is none
-
-PART_NAMES = {"image_score": "whole image", "patch_score": "patches", "head_score": "defect head", "state_score": "defect words"}
 
 PatchBox = tuple[int, int, int, int]  # top, left, bottom, right in an image, pixels
 
@@ -106,15 +104,7 @@ class Explanation:
     @property
     def reason(self) -> str:
         """What decided, in a sentence."""
-        above = sum(max(part.excess, 0) for part in self.parts)
-        if self.row.score <= self.usual_score or above == 0:
-            return "Nothing here is stranger than in a typical good part."
-        decided = sorted((part for part in self.parts if part.excess > 0), key=lambda part: -part.excess)
-        share = decided[0].excess / above
-        meaning = _MEANINGS[decided[0].name]
-        if share >= CLEAR_SHARE or len(decided) == 1:
-            return f"{share:.0%} of what it has above a typical good part comes from the {PART_NAMES[decided[0].name]}: {meaning}."
-        return f"No part alone decides: the {' and the '.join(PART_NAMES[part.name] for part in decided)} add up."
+        return reason({part.name: part.excess for part in self.parts})
 
     @property
     def caption_words(self) -> tuple[str, ...]:
@@ -144,14 +134,6 @@ class Explanation:
         if other.score < row.score:
             return "By that caption it would look even less strange."
         return "The caption raises no doubt: by the other one it would look stranger."
-
-
-_MEANINGS = {
-    "image_score": "it lies unusually far from its caption",
-    "patch_score": "some are unlike those of most good parts",
-    "head_score": "it sees more in the pixels than usual",
-    "state_score": "what is shown matches them better than usual",
-}
 
 
 def explain(model: Model, inspection: Inspection) -> Explanation:

@@ -166,15 +166,25 @@ def _write(found: Iterable[Row], write: Callable[[Row], None], tally: Tally, tol
 
 def _conclude(verdict: Verdict, model: Model, began: datetime, leaves: Leaves) -> None:
     """The files about the whole run, and the exit code: a failed gate beats an unreadable input."""
+    from cmgcli.reasons import excess_of, reason, short_reason
+
+    blend = model.detector.blend
     if leaves.junit is not None:
         from cmgcli.junit import write_junit
 
         seconds = (datetime.now().astimezone() - began).total_seconds()
-        write_junit(verdict, leaves.junit, threshold=lambda row: model.detector.threshold_of(row.caption), began=began, seconds=seconds)
+        write_junit(
+            verdict,
+            leaves.junit,
+            threshold=lambda row: model.detector.threshold_of(row.caption),
+            why=lambda row: reason(excess_of(blend, row)),
+            began=began,
+            seconds=seconds,
+        )
     if leaves.summary is not None:
         from cmgcli.step_summary import append_summary
 
-        append_summary(verdict, leaves.summary)
+        append_summary(verdict, leaves.summary, why=lambda row: short_reason(excess_of(blend, row)))
     if verdict.unreadable:
         fail(f"{counted(verdict.unreadable, 'input')} could not be read; see the column error")
     for failure in verdict.failures:

@@ -10,25 +10,25 @@ from pathlib import Path
 from cmgcli.errors import OutputError
 from cmgcli.files import write_whole
 from cmgcli.rows import Row
-from cmgcli.verdict import Gate, Threshold, Verdict, printable
+from cmgcli.verdict import Gate, Threshold, Verdict, Why, printable
 
 SUITE = "cmg score"
 
 
-def write_junit(verdict: Verdict, path: Path, *, threshold: Threshold, began: datetime, seconds: float) -> None:
+def write_junit(verdict: Verdict, path: Path, *, threshold: Threshold, why: Why, began: datetime, seconds: float) -> None:
     """Write the file under a temporary name, then rename it.
 
     An image's `classname` is its directory, its `name` its file name; an anomalous image is a failure, an unreadable one an
     error. Each gate is a test case of the class `gates`. Characters that XML cannot carry are spelled out (`printable`).
 
     Args:
-        threshold: the score above which a row's image is anomalous.
+        threshold: the score above which a row's image is anomalous. why: what decided, in a sentence.
         began, seconds: when the run began, and how long it took.
     Raises:
         OutputError: the file cannot be written.
     """
     suite = ET.Element("testsuite", name=SUITE, errors=str(verdict.unreadable), skipped="0", timestamp=began.isoformat(timespec="seconds"))
-    suite.extend([_image(row, threshold) for row in verdict.rows])
+    suite.extend([_image(row, threshold, why) for row in verdict.rows])
     suite.extend([_gate(gate) for gate in verdict.gates])
     failures = verdict.anomalies + len(verdict.failures)
     root = ET.Element("testsuites", name=SUITE, errors=str(verdict.unreadable))
@@ -44,7 +44,7 @@ def write_junit(verdict: Verdict, path: Path, *, threshold: Threshold, began: da
         raise OutputError(f"cannot write {path} ({error.strerror}); choose another --junit") from error
 
 
-def _image(row: Row, threshold: Threshold) -> ET.Element:
+def _image(row: Row, threshold: Threshold, why: Why) -> ET.Element:
     directory, name = os.path.split(row.file)
     case = ET.Element("testcase", classname=printable(directory) or ".", name=printable(name))
     if row.error:
@@ -52,7 +52,7 @@ def _image(row: Row, threshold: Threshold) -> ET.Element:
     elif row.anomalous:
         message = f"score {row.score:.6g} is above the threshold {threshold(row):.6g}, p-value {row.p_value:.3g}"
         failure = ET.SubElement(case, "failure", type="anomaly", message=message)
-        failure.text = printable(f"{row.file}\ncaption: {row.caption}\n{_parts(row)}")
+        failure.text = printable(f"{row.file}\ncaption: {row.caption}\n{_parts(row)}\n{why(row)}")
     return case
 
 

@@ -10,11 +10,12 @@ import numpy as np
 
 from cmgcli.album import patch_picture
 from cmgcli.contact import fit_square
-from cmgcli.explain import NEIGHBOURS, PART_NAMES, Explanation, PatchBox, Place
+from cmgcli.explain import NEIGHBOURS, Explanation, PatchBox, Place
 from cmgcli.images import write_png
 from cmgcli.lettering import SOFT, TEXT_SIZE, Lettering
 from cmgcli.model import MAP_CALM, MAP_STRANGE
 from cmgcli.pictures import keep_overlay, map_overlay
+from cmgcli.reasons import PART_NAMES
 from cmgcli.view import View
 
 _WIDTH, _MARGIN, _GAP, _LINE = 1100, 24, 16, 20  # pixels

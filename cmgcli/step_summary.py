@@ -7,25 +7,25 @@ from pathlib import Path
 
 from cmgcli.errors import OutputError
 from cmgcli.rows import Row
-from cmgcli.verdict import Verdict, printable
+from cmgcli.verdict import Verdict, Why, printable
 
 WORST = 10
 _MARKUP = re.compile(r"[\\`*_\[\]<>|~&$#@]")
 
 
-def append_summary(verdict: Verdict, path: Path) -> None:
-    """Append the summary to the file, which is made where there is none.
+def append_summary(verdict: Verdict, path: Path, *, why: Why) -> None:
+    """Append the summary to the file, which is made where there is none; `why` says what decided in few words.
 
     Raises OutputError where it cannot be written.
     """
     try:
         with path.open("a", encoding="utf-8") as file:
-            file.write(markdown(verdict))
+            file.write(markdown(verdict, why))
     except OSError as error:
         raise OutputError(f"cannot write {path} ({error.strerror}); choose another --summary") from error
 
 
-def markdown(verdict: Verdict) -> str:
+def markdown(verdict: Verdict, why: Why) -> str:
     """The verdict, the counts, the worst images and the unreadable ones, at most ten of each; GitHub's Markdown."""
     lines = [f"### cmg: {verdict.sentence}", ""]
     for gate in verdict.gates:
@@ -37,7 +37,7 @@ def markdown(verdict: Verdict) -> str:
     lines += [f"| {verdict.images} | {readable} | {verdict.anomalies} | {verdict.unreadable} |", ""]
     worst = verdict.worst(WORST)
     if worst:
-        lines += ["The highest scores:", "", "| image | score | p-value | anomalous | caption |", "|---|---:|---:|---|---|", *map(_table_row, worst), ""]
+        lines += ["The highest scores:", "", "| image | score | p-value | anomalous | caption |", "|---|---:|---:|---|---|", *(_table_row(row, why) for row in worst), ""]
     broken = [row for row in verdict.rows if row.error]
     if broken:
         lines += ["Could not be read:", "", *(f"- {escaped(row.file)}: {escaped(row.error)}" for row in broken[:WORST])]
@@ -51,6 +51,7 @@ def escaped(text: str) -> str:
     return _MARKUP.sub(lambda match: "\\" + match[0], one_line)
 
 
-def _table_row(row: Row) -> str:
+def _table_row(row: Row, why: Why) -> str:
     p_value = "" if row.p_value is None else f"{row.p_value:.3g}"
-    return f"| {escaped(row.file)} | {row.score:.4g} | {p_value} | {'yes' if row.anomalous else 'no'} | {escaped(row.caption)} |"
+    verdict = ("yes: " + why(row)).removesuffix(": ") if row.anomalous else "no"
+    return f"| {escaped(row.file)} | {row.score:.4g} | {p_value} | {verdict} | {escaped(row.caption)} |"

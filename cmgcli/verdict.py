@@ -103,6 +103,7 @@ class Tally:
 
 
 Threshold = Callable[[Row], float]
+Why = Callable[[Row], str]  # what decided the score of an image
 
 
 def _counted(anomalies: int, readable: int) -> str:

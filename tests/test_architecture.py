@@ -26,7 +26,7 @@ FLOORS = (
     {"model", "figures", "contact"},
     {"exhibits", "stress"},
     {"report", "provenance", "checkpoint", "view"},
-    {"junit", "step_summary", "states"},
+    {"junit", "step_summary", "states", "reasons"},
     {"verdict"},
     {"rows", "pictures"},
     {"detector", "pretrained_head"},

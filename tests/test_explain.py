@@ -14,6 +14,8 @@ from cmgcli.bank import PatchBank
 from cmgcli.errors import CheckpointError
 from cmgcli.images import read_image, write_png
 from cmgcli.model import Model
+from cmgcli.reasons import excess_of, short_reason
+from cmgcli.rows import read_scores, row_writer
 from cmgcli.tiles import WHOLE, patch_boxes
 
 
@@ -78,6 +80,16 @@ def test_the_other_caption_gives_the_score_of_scoring_by_it(found, small_model, 
     assert sum(found.other.changes) == pytest.approx(row.score - found.row.score, abs=1e-5)
 
 
+def test_a_row_read_back_tells_what_decided(found, small_model, tmp_path):
+    path = tmp_path / "s.csv"
+    with path.open("w", newline="") as stream:
+        row_writer(stream)(found.row)
+    (row,) = read_scores(path)
+    excess = excess_of(small_model.detector.blend, row)
+    per_square = found.row.score + found.usual_score
+    assert excess == pytest.approx({part.name: part.excess * per_square for part in found.parts}, abs=1e-3)
+
+
 def made_parts(*excess: float) -> tuple[explain.PartOfScore, ...]:
     return tuple(explain.PartOfScore(name, 1.0, 1.0, 1.0, 0.2 + more, 0.2, more) for name, more in zip(explain.PARTS, excess, strict=True))
 
@@ -89,6 +101,9 @@ def test_the_words_say_what_decided(found):
     assert said(0.5, -0.1, 0, 0, 0) == "Nothing here is stranger than in a typical good part."
     assert said(4.0, 0.1, 0.2, 3.0, 0.0) == "91% of what it has above a typical good part comes from the defect head: it sees more in the pixels than usual."
     assert said(4.0, 1.0, 1.1, 0.9, -0.1) == "No part alone decides: the patches and the whole image and the defect head add up."
+    assert short_reason({"image_score": 0.2, "state_score": 0.1, "head_score": -0.4}) == ""
+    assert short_reason({"image_score": 0.2, "state_score": 2.0}) == "defect words"
+    assert short_reason({"image_score": 1.0, "patch_score": 0.8, "head_score": 0.9}) == "whole image + defect head + patches"
     anomalous = replace(found.row, score=5.0, anomalous=1)
     other = replace(found.other, score=1.0, passes=True)
     assert "is it another part" in replace(found, row=anomalous, other=other).caption_words[-1]

@@ -24,7 +24,7 @@ def verdict_of(*rows: Row, max_anomalies: str | None = None) -> Verdict:
 
 
 def written(verdict: Verdict, path) -> ElementTree.Element:
-    write_junit(verdict, path, threshold=lambda row: 1.5, began=BEGAN, seconds=1.25)
+    write_junit(verdict, path, threshold=lambda row: 1.5, why=lambda row: f"the head, {row.head_score}", began=BEGAN, seconds=1.25)
     return ElementTree.parse(path).getroot()
 
 
@@ -43,7 +43,7 @@ def test_each_image_and_each_gate_is_a_test_case(tmp_path):
     ]  # fmt: skip
     failure = suite[0][0]
     assert failure.get("message") == "score 2.25 is above the threshold 1.5, p-value 0.01"
-    assert failure.text == "line/a.png\ncaption: nut <M6> & co\nhead score 3"
+    assert failure.text == "line/a.png\ncaption: nut <M6> & co\nhead score 3\nthe head, 3.0"
     assert len(suite[1]) == 0
     assert suite[2][0].tag == "error" and suite[2][0].get("message") == "empty"
     assert suite[3][0].get("message") == "1 of 2 readable images is anomalous, which --max-anomalies 0 does not allow"
@@ -81,7 +81,7 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    write_junit(verdict_of(), pipe, threshold=lambda row: 0.0, began=BEGAN, seconds=0.0)
+    write_junit(verdict_of(), pipe, threshold=lambda row: 0.0, why=str, began=BEGAN, seconds=0.0)
     assert ElementTree.fromstring(os.read(reader, 65536)).tag == "testsuites"
     assert pipe.is_fifo()
     os.close(reader)
