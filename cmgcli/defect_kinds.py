@@ -5,7 +5,7 @@ their shapes: `defects.draw` clips, rounds and masks what it gives.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -308,7 +308,10 @@ def _dent(scene: Scene, rng: np.random.Generator, strength: float) -> Patch:
 
 
 def _uneven(scene: Scene, rng: np.random.Generator, strength: float) -> Patch:
-    """A large soft area of another brightness and contrast: patches, a band right across the image, or all to one side of a line."""
+    """A large area of another finish, its rim soft or sharp: patches, a band right across the image, or all to one side of a line.
+
+    It differs in brightness and contrast, or, half of the time, most of all in its grain, which is that of another place.
+    """
     height, width = scene.allowed.shape
     field = _noise(rng, height, width, rng.uniform(1.5, 4))
     if scene.values is None and rng.random() < 0.4:
@@ -320,21 +323,24 @@ def _uneven(scene: Scene, rng: np.random.Generator, strength: float) -> Patch:
     share = rng.uniform(0.05, 0.3) if scene.values is None else rng.uniform(0.002, 0.02)
     inside = field[scene.allowed][:: max(1, height * width // 4096)]
     level = np.quantile(inside, 1 - share)
-    alpha = np.clip((field - level) / rng.uniform(0.2, 0.8) + 0.1, 0, 1).astype(np.float32)
+    alpha = np.clip((field - level) / np.exp(rng.uniform(np.log(0.02), np.log(0.8))) + 0.1, 0, 1).astype(np.float32)
     if scene.values is not None:
         return _lay(scene, rng, (0, 0, alpha), strength)
     old = scene.image.astype(np.float32)
-    gain = np.float32(1 + (0.1 + 0.4 * strength) * rng.choice((-1, 1)))
-    middle = old[:: max(1, height // 24), :: max(1, width // 24)].mean(axis=(0, 1))
-    return Patch(0, 0, middle + gain * (old - middle) + 0.4 * _shift(scene, rng, old, strength), alpha)
+    base, much = old, 1.0
+    if rng.random() < 0.5:
+        base, much = _piece(scene if rng.random() < 0.5 else replace(scene, donor=None), rng, height, width, turned=False), rng.random()
+    gain = np.float32(1 + much * (0.1 + 0.4 * strength) * rng.choice((-1, 1)))
+    middle = base[:: max(1, height // 24), :: max(1, width // 24)].mean(axis=(0, 1))
+    return Patch(0, 0, middle + gain * (base - middle) + np.float32(0.4 * much) * _shift(scene, rng, old, strength), alpha)
 
 
-def _piece(scene: Scene, rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A turned and mirrored piece (height, width, 3) float32 of the donor, cut around a random allowed pixel."""
+def _piece(scene: Scene, rng: np.random.Generator, height: int, width: int, *, turned: bool = True) -> np.ndarray:
+    """A piece (height, width, 3) float32 of the donor around a random allowed pixel, turned, zoomed and mirrored, or mirrored at most."""
     source = scene.image if scene.donor is None else scene.donor
     y, x = pick(scene.allowed, rng)
     angle = rng.choice((0, 90, 180, 270)) if scene.values is not None else rng.uniform(0, 360)
-    turn = cv2.getRotationMatrix2D((x, y), float(angle), float(rng.uniform(0.8, 1.25)))
+    turn = cv2.getRotationMatrix2D((x, y), float(angle), float(rng.uniform(0.8, 1.25))) if turned else np.eye(2, 3)
     turn[:, 2] += (width / 2 - x, height / 2 - y)
     piece = cv2.warpAffine(source, turn, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     piece = piece[:, ::-1] if rng.random() < 0.5 else piece
