@@ -162,7 +162,7 @@ def parts_of_score(blend: Blend, values: np.ndarray) -> tuple[PartOfScore, ...]:
     """The parts (4,) of a score that have a weight, each beside what a typical good image has."""
     points, usual = blend.terms(values), blend.terms(blend.location)
     score, usual_score = points.sum(), usual.sum()
-    excess = (points * score - usual * usual_score) / max(score + usual_score, np.finfo(float).tiny)  # of the squares that the score is the root of
+    excess = (blend.squares(values) - blend.squares(blend.location)) / max(score + usual_score, np.finfo(float).tiny)  # of the squares that the score is the root of
     return tuple(
         PartOfScore(name, float(values[k]), float(blend.location[k]), float(blend.scale[k]), float(points[k]), float(usual[k]), float(excess[k]))
         for k, name in enumerate(PARTS)

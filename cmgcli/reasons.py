@@ -26,9 +26,9 @@ def excess_of(blend: Blend, row: Row) -> dict[str, float]:
 
     The defect words have no column: they are what the others leave of the score.
     """
-    squares = blend.squares(np.array([[getattr(row, name, None) for name in PARTS]], np.float64))[0]  # None becomes NaN
+    squares = blend.squares(np.array([getattr(row, name, None) for name in PARTS], np.float64))  # (4,), None becomes NaN
     squares[np.isnan(squares)] = max(0.0, row.score**2 - np.nansum(squares))
-    above = squares - blend.squares(blend.location[None])[0]
+    above = squares - blend.squares(blend.location)
     return {name: float(above[k]) for k, name in enumerate(PARTS) if blend.counts[k]}
 
 

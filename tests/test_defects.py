@@ -119,6 +119,14 @@ def test_some_go_right_across_and_some_stay_small(kind: str, share: float) -> No
     assert kind == "uneven" or np.median(reach) < 0.6
 
 
+def test_an_uneven_area_keeps_the_grain_under_it_or_has_that_of_another_place() -> None:
+    rng = np.random.default_rng(3)
+    image = rng.integers(60, 200, (96, 96, 1), np.uint8).repeat(3, axis=2)
+    drawn = [draw(image, rng, kind="uneven", strength=0.0) for _ in range(60)]
+    alike = np.array([np.corrcoef(image[found.mask][:, 0], found.image[found.mask][:, 0])[0, 1] for found in drawn])
+    assert 0.25 < np.mean(alike > 0.95) < 0.75 and 0.25 < np.mean(alike < 0.7) < 0.75
+
+
 def test_a_crack_keeps_its_heading() -> None:
     """Over the distance it goes, a crack is not much longer than the way between its ends."""
     from cmgcli.defect_kinds import _headed_walk
