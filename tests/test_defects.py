@@ -127,6 +127,17 @@ def test_an_uneven_area_keeps_the_grain_under_it_or_has_that_of_another_place() 
     assert 0.25 < np.mean(alike > 0.95) < 0.75 and 0.25 < np.mean(alike < 0.7) < 0.75
 
 
+def test_the_rim_of_an_uneven_area_is_soft_or_sharp() -> None:
+    """As a share of the area, what is neither wholly in nor wholly out."""
+    from cmgcli.defect_kinds import Scene, _uneven
+
+    rng, image = np.random.default_rng(4), np.full((96, 96, 3), 120, np.uint8)
+    scene = Scene(image, np.ones((96, 96), bool), None, gray=True, contrast=20.0, values=None)
+    alphas = [_uneven(scene, rng, 1.0).alpha for _ in range(60)]
+    rims = np.array([((alpha > 0) & (alpha < 1)).sum() / (alpha > 0).sum() for alpha in alphas])
+    assert np.quantile(rims, 0.3) < 0.2 and np.quantile(rims, 0.8) > 0.4
+
+
 def test_a_crack_keeps_its_heading() -> None:
     """Over the distance it goes, a crack is not much longer than the way between its ends."""
     from cmgcli.defect_kinds import _headed_walk
