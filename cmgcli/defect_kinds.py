@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
+from cmgcli.strokes import course, headed_walk, strokes, walk
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -122,28 +124,6 @@ def _lay(scene: Scene, rng: np.random.Generator, place: tuple, strength: float, 
     return Patch(top, left, old + shift, alpha)
 
 
-def _strokes(scene: Scene, lines: list[np.ndarray], widths: list[int]) -> tuple[int, int, np.ndarray]:
-    """Antialiased polylines of (N, 2) x, y points in image coordinates as (top, left, alpha (h, w))."""
-    points = np.concatenate(lines)
-    height, width = scene.allowed.shape
-    pad = max(widths) + 1
-    left, top = np.clip(np.floor(points.min(axis=0)) - pad, 0, (width - 1, height - 1)).astype(int).tolist()
-    right, bottom = np.clip(np.ceil(points.max(axis=0)) + pad, (left + 1, top + 1), (width, height)).astype(int).tolist()
-    canvas = np.zeros((bottom - top, right - left), dtype=np.uint8)
-    for line, thickness in zip(lines, widths, strict=True):
-        fixed = np.round((line - (left, top)) * 16).astype(np.int32)
-        cv2.polylines(canvas, [fixed], False, 255, thickness, cv2.LINE_AA, shift=4)
-    return top, left, canvas.astype(np.float32) / 255
-
-
-def _walk(rng: np.random.Generator, start: np.ndarray, length: float, *, step: float, jitter: float, drift: float) -> np.ndarray:
-    """A random walk (N, 2) of x, y: direction jitters at each step and bends steadily by `drift` radians in all."""
-    count = int(np.clip(length / step, 2, 120))
-    angles = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(drift / count, jitter, count))
-    steps = (length / count) * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    return np.concatenate([start[None], start + np.cumsum(steps, axis=0)])
-
-
 def _length(scene: Scene, rng: np.random.Generator, low: float, high: float) -> float:
     return max(3.0, float(np.exp(rng.uniform(np.log(low), np.log(high)))) * max(scene.allowed.shape))
 
@@ -151,10 +131,11 @@ def _length(scene: Scene, rng: np.random.Generator, low: float, high: float) -> 
 def _scratch(scene: Scene, rng: np.random.Generator, strength: float) -> Patch:
     y, x = pick(scene.allowed, rng)
     thickness = int(rng.integers(1, 4)) * max(1, max(scene.allowed.shape) // 768)
-    line = _walk(rng, np.array([x, y], float), _length(scene, rng, 0.04, 3.0), step=6, jitter=0.02, drift=rng.normal(0, 0.4))
+    heading, wander = course(scene.image, rng)
+    line = walk(rng, np.array([x, y], float), _length(scene, rng, 0.04, 3.0), step=6, jitter=0.02 * wander, drift=rng.normal(0, 0.4 * wander**2), heading=heading)
     line += np.array([x, y]) - line[int(rng.integers(len(line)))]
     lines = [line + rng.normal(0, 6, 2) for _ in range(int(rng.integers(0, 3)))] if rng.random() < 0.25 else []
-    top, left, alpha = _strokes(scene, [line, *lines], [thickness] + [1] * len(lines))
+    top, left, alpha = strokes(scene.allowed.shape, [line, *lines], [thickness] + [1] * len(lines))
     patch = _lay(scene, rng, (top, left, alpha), strength, dark=0.4)
     if thickness == 1 or scene.values is not None:
         return patch
@@ -168,48 +149,37 @@ def _crack(scene: Scene, rng: np.random.Generator, strength: float) -> Patch:
     at_rim = rng.random() < 0.3
     y, x = _pick_edge(scene.allowed, rng) if at_rim else pick(scene.allowed, rng)
     length = _length(scene, rng, 0.06, 3.0)
-    trunk = _headed_walk(rng, np.array([x, y], float), length)
+    trunk = headed_walk(rng, np.array([x, y], float), length, *course(scene.image, rng))
     if not at_rim:
         trunk += np.array([x, y]) - trunk[int(rng.integers(len(trunk)))]
     lines = [trunk]
     for _ in range(int(rng.integers(0, 4)) if rng.random() < 0.6 else 0):
         start = trunk[rng.integers(len(trunk))]
-        lines.append(_headed_walk(rng, start, min(length, 0.5 * max(scene.allowed.shape)) * rng.uniform(0.1, 0.5)))
+        lines.append(headed_walk(rng, start, min(length, 0.5 * max(scene.allowed.shape)) * rng.uniform(0.1, 0.5)))
     widths, wide = [1] * len(lines), int(rng.integers(1, 5)) if rng.random() < 0.5 else 1
     for width in range(2, wide + 1):
         fine = int(len(trunk) * 0.12 * (width - 1))
         if len(trunk) - 2 * fine > 1:
             lines.append(trunk[(0 if at_rim else fine) : len(trunk) - fine])
             widths.append(width)
-    return _lay(scene, rng, _strokes(scene, lines, widths), strength, dark=0.85)
-
-
-def _headed_walk(rng: np.random.Generator, start: np.ndarray, length: float) -> np.ndarray:
-    """A random walk (N, 2) of x, y in steps of 3 pixels that turns at random and is drawn back to a heading, more or less."""
-    count = int(np.clip(length / 3, 2, 240))
-    turns, back, angle, angles = rng.normal(0, rng.uniform(0.1, 0.45), count), rng.uniform(0.02, 0.3), 0.0, []
-    for turn in turns.tolist():
-        angle += turn - back * angle
-        angles.append(angle)
-    heading = rng.uniform(0, 2 * np.pi) + np.array(angles) + np.linspace(0, rng.normal(0, 0.3), count)
-    return np.concatenate([start[None], start + np.cumsum(length / count * np.stack([np.cos(heading), np.sin(heading)], axis=1), axis=0)])
+    return _lay(scene, rng, strokes(scene.allowed.shape, lines, widths), strength, dark=0.85)
 
 
 def _fibre(scene: Scene, rng: np.random.Generator, strength: float) -> Patch:
     y, x = pick(scene.allowed, rng)
-    line = _walk(rng, np.array([x, y], float), _length(scene, rng, 0.06, 0.5), step=2, jitter=0.15, drift=rng.normal(0, 3))
-    return _lay(scene, rng, _strokes(scene, [line], [int(rng.integers(1, 3))]), strength)
+    line = walk(rng, np.array([x, y], float), _length(scene, rng, 0.06, 0.5), step=2, jitter=0.15, drift=rng.normal(0, 3))
+    return _lay(scene, rng, strokes(scene.allowed.shape, [line], [int(rng.integers(1, 3))]), strength)
 
 
 def _scuff(scene: Scene, rng: np.random.Generator, strength: float) -> Patch:
     y, x = pick(scene.allowed, rng)
     radius = np.sqrt(_area(scene, rng, 1e-3, 0.04))
-    across = _walk(rng, np.zeros(2), radius, step=3, jitter=0.0, drift=0.0)[-1]
+    across = walk(rng, np.zeros(2), radius, step=3, jitter=0.0, drift=0.0)[-1]
     lines = []
     for _ in range(int(rng.integers(4, 16))):
         start = np.array([x, y]) + rng.normal(0, 0.4, 2) * radius
         lines.append(np.stack([start, start + across * rng.uniform(0.3, 1.3)]))
-    top, left, alpha = _strokes(scene, lines, [1] * len(lines))
+    top, left, alpha = strokes(scene.allowed.shape, lines, [1] * len(lines))
     return _lay(scene, rng, (top, left, alpha * np.float32(0.8)), strength)
 
 

@@ -39,7 +39,7 @@ FLOORS = (
     {"snapshot", "head", "images", "changes", "defects", "captions"},
     {"parts", "surfaces", "camera"},
     {"containers", "defect_kinds", "files", "lettering", "sheet", "tiles", "prompts", "products", "ranks"},
-    {"jpeg", "shapes", "materials", "words", "precision"},
+    {"jpeg", "shapes", "materials", "strokes", "words", "precision"},
     {"errors"},
 )
 

@@ -138,17 +138,6 @@ def test_the_rim_of_an_uneven_area_is_soft_or_sharp() -> None:
     assert np.quantile(rims, 0.3) < 0.2 and np.quantile(rims, 0.8) > 0.4
 
 
-def test_a_crack_keeps_its_heading() -> None:
-    """Over the distance it goes, a crack is not much longer than the way between its ends."""
-    from cmgcli.defect_kinds import _headed_walk
-
-    rng = np.random.default_rng(2)
-    walks = [_headed_walk(rng, np.zeros(2), 90.0) for _ in range(100)]
-    lengths = [np.linalg.norm(np.diff(walk, axis=0), axis=1).sum() for walk in walks]
-    assert np.allclose(lengths, 90)
-    assert np.median([np.linalg.norm(walk[-1]) for walk in walks]) > 60
-
-
 def test_pits_are_a_sprinkling_or_a_blowhole() -> None:
     """A single pit may be wide."""
     rng, widest = np.random.default_rng(3), []
